@@ -256,7 +256,9 @@ class MetricsCallback(Callback):
         """Return the blind baselines of a test. Without a `VideoQADataModule`, only the best constant."""
         scored = [record for record in records if record["score"] is not None]
         if scenes := getattr(data, "tested_scenes", ()):
-            return blind_baselines(scored, scenes, data.source, self._metric.scorer, wrong_poses(data.perturbation))
+            shown = {record["scene"]: record["frames"] for record in scored if record["frames"]}
+            change_poses = wrong_poses(data.perturbation, shown)
+            return blind_baselines(scored, scenes, data.source, self._metric.scorer, change_poses)
         return constant_baseline(scored, self._benchmark, self._metric.scorer)
 
     def _describe_test(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -18,9 +20,19 @@ from zoo.errors import InputError
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 from zoo.sequences.loaded_scene import LoadedScene
 
+Views = list[list[int]]  # the frames of each view, see `frames_of_views`
+
 
 class Augmentation(Configurable, ABC):
-    """Change the frames and the geometry of a training scene. Its questions stay the same."""
+    """Change the frames and the geometry of a training scene. Its questions stay the same.
+
+    An augmentation that states wrong cameras keeps the true ones in `LoadedScene.true_geometry`, for objectives.
+
+    Attributes:
+        has_camera_errors: Whether it states wrong cameras.
+    """
+
+    has_camera_errors: bool = False
 
     @abstractmethod
     def __call__(self, scene: LoadedScene) -> LoadedScene:
@@ -59,7 +71,7 @@ class RandomCameraErrors(Augmentation):
 
     The errors are those of `NoisyCameras` and `MissingCameras` in a test. The angle, the distance and the number of
     missing cameras of a sample are uniform from 0 to their largest values. Scenes without cameras are unchanged.
-    Objectives do not learn to predict the wrong cameras.
+    Objectives learn the true cameras.
 
     Args:
         degrees: Largest angle by which a camera turns about its center.
@@ -69,6 +81,8 @@ class RandomCameraErrors(Augmentation):
     Raises:
         InputError: An error is negative, all are zero, or more than all views lose their camera.
     """
+
+    has_camera_errors = True
 
     def __init__(self, degrees: float = 0.0, translation: float = 0.0, missing: float = 0.0) -> None:
         if not 0 <= missing <= 1:
@@ -82,11 +96,13 @@ class RandomCameraErrors(Augmentation):
             return scene
         draws = torch.Generator().manual_seed(scene.draw)
         turn, move = torch.rand(2, generator=draws).tolist()
-        poses = with_errors(told_poses(scene), turn * self.degrees, move * self.translation, draws)
+        poses = told_poses(scene)
+        views = frames_of_views(range(len(poses)), len(poses))
+        poses = with_errors(poses, views, turn * self.degrees, move * self.translation, draws)
         if self.missing:
-            known = len(views_with_camera(poses))
-            most = min(int(self.missing * known), known - 1)
-            poses = without_cameras(poses, int(torch.randint(most + 1, (), generator=draws)), draws)
+            known = views_with_camera(poses, views)
+            most = min(int(self.missing * len(known)), len(known) - 1)
+            poses = without_cameras(poses, known, int(torch.randint(most + 1, (), generator=draws)), draws)
         return with_poses(scene, poses)
 
 
@@ -104,46 +120,64 @@ def told_poses(scene: LoadedScene) -> Float64[Tensor, "S 4 4"]:
 
 
 def with_poses(scene: LoadedScene, world_to_camera: Float64[Tensor, "S 4 4"]) -> LoadedScene:
-    """Return a scene that states wrong poses, the inverse of `told_poses`. Its intrinsics and depth are unchanged."""
+    """Return a scene that states wrong poses, the inverse of `told_poses`. Its intrinsics and depth stay correct."""
     assert scene.geometry is not None
     geometry, (poses, _, _) = copy(scene.geometry), scene.geometry.cameras()
     geometry.has_camera = world_to_camera.isfinite().all((1, 2))
     identity = torch.eye(4, dtype=torch.float64)
     known = torch.where(geometry.has_camera[:, None, None], world_to_camera, identity)
     geometry.world_to_camera = known.to(poses.dtype)
-    return replace(scene, geometry=geometry, has_true_cameras=False)
+    return replace(scene, geometry=geometry, true_geometry=scene.target_geometry)
+
+
+def frames_of_views(shown: Sequence[int], num_frames: int) -> Views:
+    """Return the frames of a video by the view to which they belong.
+
+    A view has the two frames that are shown together, which come first, and all frames from there to the next view.
+
+    Args:
+        shown: The frames that are shown, two per view, in the order of the video.
+        num_frames: Number of frames of the video.
+
+    Example:
+        >>> frames_of_views([0, 2, 4, 6], 8)
+        [[0, 2, 1, 3], [4, 6, 5, 7]]
+    """
+    views = [list(shown[i : i + TEMPORAL_PATCH_SIZE]) for i in range(0, len(shown), TEMPORAL_PATCH_SIZE)]
+    starts = [view[0] for view in views]
+    for frame in sorted(set(range(num_frames)).difference(shown)):
+        views[max(bisect_right(starts, frame) - 1, 0)].append(frame)
+    return views
 
 
 def without_cameras(
-    world_to_camera: Float64[Tensor, "S 4 4"], views: int, draws: torch.Generator
+    world_to_camera: Float64[Tensor, "S 4 4"], views: Views, count: int, draws: torch.Generator
 ) -> Float64[Tensor, "S 4 4"]:
-    """Return the poses with NaN in some views, drawn from those with a camera.
+    """Return the poses with NaN in some views, drawn at random.
 
     From equal generators, a larger number removes the same cameras and more.
 
     Args:
-        world_to_camera: True poses, two per view. NaN for a frame without a camera.
-        views: Number of views that lose their camera, fewer than have one.
+        world_to_camera: Poses, NaN for a frame without a camera.
+        views: The frames of each view that may lose its camera.
+        count: Number of views that lose their camera.
         draws: Random generator.
     """
-    poses, known = [*world_to_camera.split(TEMPORAL_PATCH_SIZE)], views_with_camera(world_to_camera)
-    for drawn in torch.randperm(len(known), generator=draws)[:views].tolist():
-        poses[known[drawn]] = torch.full_like(poses[known[drawn]], torch.nan)
-    return torch.cat(poses)
+    poses = world_to_camera.clone()
+    for drawn in torch.randperm(len(views), generator=draws)[:count].tolist():
+        poses[views[drawn]] = torch.nan
+    return poses
 
 
-def views_with_camera(world_to_camera: Float64[Tensor, "S 4 4"]) -> list[int]:
-    """Return the views of which some frame has a camera.
-
-    Args:
-        world_to_camera: Poses, two per view. NaN for a frame without a camera.
-    """
-    views = world_to_camera.split(TEMPORAL_PATCH_SIZE)
-    return [view for view, own in enumerate(views) if own.isfinite().all((1, 2)).any()]
+def views_with_camera(world_to_camera: Float64[Tensor, "S 4 4"], views: Views) -> Views:
+    """Return the views of which some frame has a camera."""
+    is_known = world_to_camera.isfinite().all((1, 2))
+    return [frames for frames in views if is_known[frames].any()]
 
 
 def with_errors(
     world_to_camera: Float64[Tensor, "S 4 4"],
+    views: Views,
     degrees: float,
     translation: float,
     draws: torch.Generator,
@@ -152,32 +186,32 @@ def with_errors(
 ) -> Float64[Tensor, "S 4 4"]:
     """Turn each view's camera about its center and move it, about random axes and in random directions.
 
-    The two frames of a view have the same error.
+    The frames of a view have the same error.
 
     Args:
-        world_to_camera: True poses, two per view. NaN for a frame without a camera.
+        world_to_camera: True poses, NaN for a frame without a camera.
+        views: The frames of each view, see `frames_of_views`.
         degrees: Angle of each turn.
         translation: Length of each move, relative to the mean distance between the cameras of two views.
         draws: Random generator.
         accumulate: The errors are those of the steps from one view to the next, so that they add up as in odometry. The
             first view with a camera is correct.
     """
-    views = world_to_camera.split(TEMPORAL_PATCH_SIZE)
     axes, directions = F.normalize(torch.randn(2, len(views), 3, generator=draws, dtype=torch.float64), dim=-1)
-    own = [poses[poses.isfinite().all((1, 2))][:1] for poses in views]  # one camera of each view that has some
+    of_views = [world_to_camera[frames] for frames in views]
+    own = [poses[poses.isfinite().all((1, 2))][:1] for poses in of_views]  # one camera of each view that has some
     centers = invert_se3(torch.cat(own))[:, :3, 3]
     length = torch.pdist(centers).mean() if len(centers) > 1 else 0.0
     errors = rigid_matrix(so3_exp(torch.pi / 180 * degrees * axes), translation * length * directions)
-    if not accumulate:
-        return torch.cat([error @ poses for error, poses in zip(errors, views, strict=True)])
+    wrong = world_to_camera.clone()
     drift: Tensor | None = None  # of the world, so far
-    drifted = []
-    for error, camera, poses in zip(errors, own, views, strict=True):
-        if len(camera):
+    for error, camera, frames in zip(errors, own, views, strict=True):
+        if accumulate and len(camera):
             eye = torch.eye(4, dtype=torch.float64)
             drift = eye if drift is None else invert_se3(camera[0]) @ error @ camera[0] @ drift
-        drifted.append(poses if drift is None else poses @ drift)
-    return torch.cat(drifted)
+        if not accumulate or drift is not None:
+            wrong[frames] = error @ world_to_camera[frames] if drift is None else world_to_camera[frames] @ drift
+    return wrong
 
 
 def enlarged(scene: LoadedScene, factor: float, place: tuple[float, float] = (0.5, 0.5)) -> LoadedScene:
@@ -199,8 +233,8 @@ def enlarged(scene: LoadedScene, factor: float, place: tuple[float, float] = (0.
             across, down = seen.left + place[0] * seen.columns, seen.top + place[1] * seen.rows
             place = (across / seen.width, down / seen.height)
         others = _enlarged(others, _window((others.shape[-2], others.shape[-1]), factor, place))
-    geometry = None if scene.geometry is None else window.crop(scene.geometry, size)
-    return replace(scene, frames=_enlarged(scene.frames, window), geometry_frames=others, geometry=geometry)
+    shown = replace(scene, frames=_enlarged(scene.frames, window), geometry_frames=others)
+    return shown.change_geometry(lambda geometry: window.crop(geometry, size))
 
 
 def _window(size: tuple[int, int], factor: float, place: tuple[float, float]) -> Window:

@@ -14,6 +14,7 @@ from datamodules.chat_format import ChatFormat, Content, media_of
 from datamodules.question_sampler import TrainingItem
 from datamodules.scenes import Question, num_answers
 from zoo.benchmarks import Benchmark
+from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.geometry.cache import STILLS_OF_ANOTHER_GRID
 from zoo.model_spec import ModelSpec
@@ -102,8 +103,8 @@ class Collate(ABC):
             raise InputError(loaded.target_error)
         assert loaded.frames is not None
         pixel_values, grid_thw = self.preprocessor.cut_patches(loaded.frames)
-        spec, other, frames = self.spec, loaded.geometry_override, loaded.seen_by_geometry
-        geometry = None if loaded.geometry is None else loaded.geometry.without_invalid_cameras()
+        loaded = loaded.change_geometry(SceneGeometry.without_invalid_cameras)
+        spec, other, frames, geometry = self.spec, loaded.geometry_override, loaded.seen_by_geometry, loaded.geometry
         cameras, cached = self.builder.merge_cameras(geometry), None
         if spec.geometry_reader is not None:
             if loaded.geometry_frames is not None and spec.geometry_reader.is_resampled:
@@ -122,7 +123,6 @@ class Collate(ABC):
             token_side=spec.token_side((steps, height, width)),
             frame_times=None,
             seconds_per_grid=None if spec.seconds == "nominal" else loaded.seconds_per_grid,
-            geometry=geometry,
             cached_geometry=cached,
             cameras=cameras,
             geometry_override=self.prepare(other) if isinstance(other, LoadedScene) else other,

@@ -27,11 +27,12 @@ from datamodules.question_sampler import (
     TrainingLoader,
     TrainingPosition,
     balance_across_ranks,
+    check_files,
     check_resumed,
 )
 from datamodules.resize import PixelBounds, StillResize
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
-from datamodules.scenes import Scene, num_answers, questions_fingerprint
+from datamodules.scenes import Scene, file_size, num_answers, questions_fingerprint
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import QuestionFilter, Split
 from datamodules.sources.conversations import NO_MEDIUM
@@ -51,6 +52,7 @@ MAX_SKIPPED = 0.01  # largest share of skipped training scenes
 SKIPPED_SCENES = "skipped_scenes.jsonl"
 MISSING = "# training scenes whose videos or images are missing\n"  # the start of MISSING_SCENES
 MISSING_SCENES = "missing_scenes.txt"
+FILE_SIZES = "file_sizes"  # key in a checkpoint: the size of each training scene's files
 FIRST = 5  # number of missing scenes and of their folders in an error
 
 
@@ -223,6 +225,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.spec = self.training_spec = ModelSpec()  # `setup` sets the model's
         self.question_sampler: QuestionSampler | None = None
         self.resumed_settings: dict[str, Any] = {}  # from the checkpoint, see `state_dict`
+        self._file_sizes: list[int] = []  # of each training scene
         self.asked: SceneSource | None = None
         if video is not None and question is not None:
             self.asked = SingleVideo(video, question)
@@ -288,6 +291,12 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if self.batch_size < (least := self.training_spec.least_batch_size):
             exchange = "--model.teacher.shuffled exchanges targets in a batch"
             raise InputError(f"--data.batch_size {self.batch_size}: {exchange} and needs {least} or more")
+        if self.training_spec.has_posed_labels and self.augmentation and self.augmentation.has_camera_errors:
+            raise InputError(
+                f"--data.augmentation {type(self.augmentation).__name__}: --model.objectives would learn what --model."
+                "geometry predicts from the wrong cameras: take --model.camera_source dataset, or a geometry encoder "
+                "that reads frames alone"
+            )
 
     def scenes(self, split: Split) -> list[Scene]:
         """Return the scenes of a split that have a video, with the questions that the filters keep.
@@ -369,6 +378,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         scenes = self.trained_scenes = self.scenes("train")
         if self.on_missing == "raise":
             self._refuse_missing(len(scenes))
+        self._file_sizes = [file_size(scene) for scene in scenes]
         asks = self.training_spec.asks_in_training  # the model then generates answers, and each question counts once
         dataset = self.dataset(scenes, training=True)
         sampler = self.question_sampler = QuestionSampler(
@@ -426,7 +436,10 @@ class VideoQADataModule(Configurable, LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         if trainer.ckpt_path is not None and self.resumed_settings:
-            check_resumed(self.resumed_settings, self.state_dict())
+            now, names = self.state_dict(), [scene.name for scene in self.trained_scenes]
+            sizes = now.pop(FILE_SIZES)
+            check_resumed(self.resumed_settings, now)
+            check_files(self.resumed_settings.get(FILE_SIZES, sizes), sizes, names)
         elif trainer.ckpt_path is None and trainer.global_step == 0:
             if trainer.is_global_zero:  # remove the list of an earlier training
                 remove_own(Path(trainer.default_root_dir, SKIPPED_SCENES), RECORD)
@@ -441,6 +454,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             **self.question_sampler.settings,
             "batches_per_epoch": self.trainer.num_training_batches,
+            FILE_SIZES: self._file_sizes,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

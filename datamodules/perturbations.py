@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from datamodules.augmentations import (
+    Views,
     check_errors,
     enlarged,
+    frames_of_views,
     told_poses,
     views_with_camera,
     with_errors,
@@ -33,7 +34,7 @@ from datamodules.augmentations import (
 )
 from datamodules.dataset import SceneDataset
 from datamodules.depth import resize_depth
-from datamodules.sources.base import ChangePoses
+from datamodules.sources.base import ChangePoses, Poses
 from zoo.cameras.poses import invert_se3, rigid_matrix
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.configuration import Configurable
@@ -44,6 +45,8 @@ from zoo.sequences.loaded_scene import LoadedScene
 
 class Perturbation(Configurable, ABC):
     """Change the video, cameras or 3D tokens of a scene, but not its questions. Subclasses define `__call__`.
+
+    Errors of an objective's predictions are measured against the true cameras, `LoadedScene.true_geometry`.
 
     Attributes:
         requires_cameras: Whether the perturbation only affects scenes with cameras.
@@ -77,7 +80,7 @@ class OtherCameras(Perturbation):
         poses, K, has_camera = other.geometry[_repeated(len(other.frame_indices or ()), scene)].cameras()
         geometry = copy(scene.geometry)
         geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = poses, K, has_camera
-        return replace(scene, geometry=geometry, has_true_cameras=False)
+        return replace(scene, geometry=geometry, true_geometry=scene.target_geometry)
 
 
 class WrongFocalLength(Perturbation):
@@ -102,15 +105,15 @@ class WrongFocalLength(Perturbation):
         geometry = copy(scene.geometry)
         geometry.K_normalized = scene.geometry.K_normalized.clone()
         geometry.K_normalized[:, [0, 1], [0, 1]] *= 1 + self.relative_error
-        return replace(scene, geometry=geometry)
+        return replace(scene, geometry=geometry, true_geometry=scene.target_geometry)
 
 
 class CameraErrors(Perturbation):
     """State wrong poses, or none, for the views of a scene. Subclasses define `change`.
 
-    The errors depend on the scene's name and on `seed` alone, so that all models and settings are tested with the same
-    ones. The two frames of a view have the same error. Scenes without cameras are unchanged. Oracles answer from the
-    same wrong poses, so that their scores show what must be lost, see `callbacks.baselines`.
+    The errors depend on the scene's name, the frames that are shown and `seed` alone, so that all models are tested
+    with the same ones. The two frames of a view have the same error. Scenes without cameras are unchanged. Oracles
+    answer from the same wrong poses, so that their scores show what must be lost, see `callbacks.baselines`.
 
     Args:
         seed: Seed of the errors.
@@ -126,29 +129,38 @@ class CameraErrors(Perturbation):
             return scene
         return with_poses(scene, self.poses(scene.name, told_poses(scene)))
 
-    def poses(self, scene: str, world_to_camera: Float64[Tensor, "S 4 4"]) -> Float64[Tensor, "S 4 4"]:
+    def poses(self, scene: str, world_to_camera: Poses, shown: Sequence[int] | None = None) -> Poses:
         """Return the wrong poses of a scene, NaN for a frame without a camera.
 
         Args:
             scene: Name of the scene.
-            world_to_camera: True poses, two per view. NaN for a frame without a camera.
+            world_to_camera: True poses, NaN for a frame without a camera.
+            shown: The frames that are shown, two per view. The others have the errors of the view before them. None is
+                all of them.
         """
-        seed = random.Random(f"{self.seed}/{scene}").getrandbits(32)
-        return self.change(world_to_camera, torch.Generator().manual_seed(seed))
+        count, seed = len(world_to_camera), random.Random(f"{self.seed}/{scene}").getrandbits(32)
+        views = frames_of_views(range(count) if shown is None else shown, count)
+        return self.change(world_to_camera, views, torch.Generator().manual_seed(seed))
 
     @abstractmethod
-    def change(self, world_to_camera: Float64[Tensor, "S 4 4"], draws: torch.Generator) -> Float64[Tensor, "S 4 4"]:
+    def change(self, world_to_camera: Poses, views: Views, draws: torch.Generator) -> Poses:
         """Return the wrong poses, see `poses`.
 
         Args:
-            world_to_camera: True poses, two per view. NaN for a frame without a camera.
+            world_to_camera: True poses, NaN for a frame without a camera.
+            views: The frames of each view, see `frames_of_views`.
             draws: Random generator.
         """
 
 
-def wrong_poses(perturbation: Perturbation | None) -> ChangePoses | None:
-    """Return what makes the wrong poses of a test, or None if its poses are true or another scene's."""
-    return perturbation.poses if isinstance(perturbation, CameraErrors) else None
+def wrong_poses(perturbation: Perturbation | None, shown: Mapping[str, Sequence[int]]) -> ChangePoses | None:
+    """Return what makes the wrong poses of a test, or None if its poses are true or another scene's.
+
+    `shown` has the frames of each scene that the test shows. Of other scenes it shows all.
+    """
+    if not isinstance(perturbation, CameraErrors):
+        return None
+    return lambda scene, world_to_camera: perturbation.poses(scene, world_to_camera, shown.get(scene))
 
 
 class NoisyCameras(CameraErrors):
@@ -169,8 +181,8 @@ class NoisyCameras(CameraErrors):
         check_errors("--data.perturbation", degrees, translation)
         self.degrees, self.translation = degrees, translation
 
-    def change(self, world_to_camera: Float64[Tensor, "S 4 4"], draws: torch.Generator) -> Float64[Tensor, "S 4 4"]:
-        return with_errors(world_to_camera, self.degrees, self.translation, draws)
+    def change(self, world_to_camera: Poses, views: Views, draws: torch.Generator) -> Poses:
+        return with_errors(world_to_camera, views, self.degrees, self.translation, draws)
 
 
 class DriftingCameras(NoisyCameras):
@@ -185,8 +197,8 @@ class DriftingCameras(NoisyCameras):
         InputError: An error is negative, or both are zero.
     """
 
-    def change(self, world_to_camera: Float64[Tensor, "S 4 4"], draws: torch.Generator) -> Float64[Tensor, "S 4 4"]:
-        return with_errors(world_to_camera, self.degrees, self.translation, draws, accumulate=True)
+    def change(self, world_to_camera: Poses, views: Views, draws: torch.Generator) -> Poses:
+        return with_errors(world_to_camera, views, self.degrees, self.translation, draws, accumulate=True)
 
 
 class ScaledCameras(CameraErrors):
@@ -205,7 +217,7 @@ class ScaledCameras(CameraErrors):
             raise InputError(f"--data.perturbation.factor {factor}: a positive factor of all translations")
         self.factor = factor
 
-    def change(self, world_to_camera: Float64[Tensor, "S 4 4"], draws: torch.Generator) -> Float64[Tensor, "S 4 4"]:
+    def change(self, world_to_camera: Poses, views: Views, draws: torch.Generator) -> Poses:
         return rigid_matrix(world_to_camera[:, :3, :3], self.factor * world_to_camera[:, :3, 3])
 
 
@@ -227,11 +239,10 @@ class MissingCameras(CameraErrors):
             raise InputError(f"--data.perturbation.views {views}: at least 1 view loses its camera")
         self.views, self.keep_first = views, keep_first
 
-    def change(self, world_to_camera: Float64[Tensor, "S 4 4"], draws: torch.Generator) -> Float64[Tensor, "S 4 4"]:
-        if self.views >= len(known := views_with_camera(world_to_camera)):
+    def change(self, world_to_camera: Poses, views: Views, draws: torch.Generator) -> Poses:
+        if self.views >= len(known := views_with_camera(world_to_camera, views)):
             raise InputError(f"--data.perturbation.views {self.views}: a scene has {len(known)} views with a camera")
-        kept = TEMPORAL_PATCH_SIZE * (known[0] + 1) if self.keep_first else 0
-        return torch.cat([world_to_camera[:kept], without_cameras(world_to_camera[kept:], self.views, draws)])
+        return without_cameras(world_to_camera, known[1:] if self.keep_first else known, self.views, draws)
 
 
 class LongerFocalLength(Perturbation):
@@ -262,9 +273,11 @@ class FramesOnOtherCameras(Perturbation):
         if scene.geometry is None or not scene.geometry.has_cameras:
             return scene
         order = _shuffled(scene, none_stays=True)
-        geometry = scene.geometry[order]
+        moved = scene.change_geometry(lambda geometry: geometry[order])
+        assert moved.geometry is not None
+        geometry = copy(moved.geometry)
         geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = self._cameras(scene.geometry, geometry)
-        return replace(scene, **_frames(scene, order), geometry=geometry, has_true_cameras=False)
+        return replace(moved, **_frames(scene, order), geometry=geometry, true_geometry=moved.target_geometry)
 
     def _cameras(self, own: SceneGeometry, moved: SceneGeometry) -> tuple[Tensor, Tensor, Tensor]:
         """Return the cameras of the moved frames, in the form of `SceneGeometry.cameras`."""
@@ -381,13 +394,13 @@ class PerturbedScenes(Dataset):
 def _in_order(scene: LoadedScene, order: Sequence[int]) -> LoadedScene:
     """Return the scene with its frames, cameras and times in another order."""
     numbers = scene.frame_indices or ()
-    return replace(
+    shown = replace(
         scene,
         **_frames(scene, order),
         frame_indices=tuple(numbers[i] for i in order),
         frame_times=None if scene.frame_times is None else tuple(scene.frame_times[i] for i in order),
-        geometry=None if scene.geometry is None else scene.geometry[list(order)],
     )
+    return shown.change_geometry(lambda geometry: geometry[list(order)])
 
 
 def _frames(scene: LoadedScene, order: Sequence[int]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Sampler
 
 from zoo.errors import InputError
@@ -283,6 +284,28 @@ def check_resumed(trained: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"the checkpoint was trained with {name} {trained.get(name)}, now it is {value}: resume with the same "
             "settings"
         )
+
+
+def check_files(trained: Sequence[int], now: Sequence[int], scenes: Sequence[str]) -> None:
+    """Warn if the files of some scenes have another size than in the training of a checkpoint, as after a repair.
+
+    Args:
+        trained: See `datamodules.scenes.file_size`, for each scene.
+        now: The same of the resumed training.
+        scenes: Names of the scenes.
+
+    Raises:
+        InputError: This is so for more than half of the scenes.
+    """
+    changed = [name for name, before, size in zip(scenes, trained, now, strict=True) if before != size]
+    text = (
+        f"the checkpoint was trained with other videos, cameras or depth of {len(changed)} of {len(scenes)} scenes, "
+        f"{', '.join(changed[:1])} first: their files had other sizes"
+    )
+    if 2 * len(changed) > len(scenes):
+        raise InputError(f"{text}: resume with the same files, or start anew")
+    if changed:
+        rank_zero_warn(f"{text}; the training goes on with the new ones")
 
 
 class TrainingLoader(DataLoader):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -95,6 +96,24 @@ def questions_fingerprint(scenes: Iterable[Scene]) -> str:
             yield packed or json.dumps([list(vars(question).values()) for question in scene.questions])
 
     return fingerprint(texts())
+
+
+def file_size(scene: Scene) -> int:
+    """Return the size of a scene's files in bytes, to notice that others have taken their place.
+
+    Times don't count, because copies on another machine have others. Of a folder the first and the last file count, and
+    the number of files, because a video may be a folder of thousands of frames.
+    """
+
+    def size(path: Path) -> int:
+        if not path.is_dir():
+            return path.stat().st_size if path.exists() else 0
+        with os.scandir(path) as entries:
+            files = sorted((entry for entry in entries if entry.is_file()), key=lambda entry: entry.name)
+        return len(files) + sum(file.stat().st_size for file in (*files[:1], *files[1:][-1:]))
+
+    files = (*(scene.images or [scene.video]), scene.cameras, scene.depth)
+    return sum(size(path) for path in files if path is not None)
 
 
 def shared_scenes(tested: Iterable[str], trained: Iterable[str]) -> dict[str, str]:

@@ -458,6 +458,7 @@ class SpatialVLM(Configurable, nn.Module):
         """Return what the model needs from the data, for training or evaluation."""
         plan, backbone, geometry = self.camera_plan, self.backbone, self.geometry
         labels = set(plan.pseudo_labels)
+        told = () if geometry is None else geometry.given_fields.get("cameras", ())
         # 1. Uses of the geometry encoder: tokens or cameras for the decoder, pseudo-labels for objectives.
         fused = geometry if self.uses_geometry_tokens else None
         encoder = geometry if plan.predicts_cameras else fused
@@ -505,6 +506,7 @@ class SpatialVLM(Configurable, nn.Module):
             arbitrary_unit=self.geometry_name if has_own_unit else None,
             targets=plan.targets,
             required_targets=tuple(sorted(required_targets)),
+            has_posed_labels=plan.source == "predicted" and bool(labels) and "world_to_camera" in told,
             placeholders=backbone.placeholders,
             extra_tokens=self.training_tokens if training else self.extra_tokens,
             compress_beyond=None if self.fusion is None else self.fusion.compress_beyond,

@@ -51,6 +51,7 @@ class ModelSpec:
             scene. Such a model can't answer in meters. None if it reads no such lengths.
         targets: What objectives learn to predict. It is loaded for each scene that has it.
         required_targets: Targets that at least one training scene must have. Pseudo-labels are not among them.
+        has_posed_labels: Pseudo-labels depend on the dataset's poses, as the model is told them.
         placeholders: Token ids that mark visual tokens.
         extra_tokens: The tokens appended to the 2D tokens of each view.
         compress_beyond: See `Fusion`.
@@ -87,6 +88,7 @@ class ModelSpec:
     arbitrary_unit: str | None = None
     targets: tuple[Target, ...] = ()
     required_targets: tuple[Target, ...] = ()
+    has_posed_labels: bool = False
     # sequences
     placeholders: Placeholders = Placeholders(-1, -1, -1)
     extra_tokens: ExtraTokens = ExtraTokens.NONE

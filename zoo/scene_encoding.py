@@ -49,8 +49,8 @@ class EncodedScene:
         points: 3D point of each 2D token for an encoding that uses points. NaN where unknown.
         depth: Depth of all pixels for an encoding that divides lengths by its median. NaN where unknown.
         view_features: Mean 2D token of each temporal patch, for choosing a reference view.
-        target_cameras: Target of objectives, one camera per temporal patch: the dataset's, or in training the geometry
-            encoder's.
+        target_cameras: Target of objectives, one camera per temporal patch: the dataset's true one, or in training the
+            geometry encoder's.
         target_depth: Target of objectives, the depth under each 2D token, 0 where unknown. Same source as
             `target_cameras`.
         is_target_in_camera_unit: Whether `target_depth` has the unit of `cameras`.
@@ -300,10 +300,12 @@ def add_cameras(
         geometry = predicted
         cameras = merge_cameras(predicted, merged) if predicted.has_cameras else None
     # 1. Targets of objectives.
-    if "cameras" in plan.targets and scene.has_true_cameras:
-        encoded = replace(encoded, target_cameras=cameras if "cameras" in pseudo_labels else scene.cameras)
+    if "cameras" in plan.targets:
+        true = scene.cameras if scene.true_geometry is None else merge_cameras(scene.true_geometry, merged)
+        is_label = predicted is not None and "cameras" in pseudo_labels
+        encoded = replace(encoded, target_cameras=cameras if is_label else true)
     if "depth" in plan.targets:
-        source = geometry if "depth" in pseudo_labels else scene.geometry
+        source = geometry if "depth" in pseudo_labels else scene.target_geometry
         depth = None if source is None else token_depth(source, scene.token_grid[1])
         in_unit = predicted is None or "depth" in pseudo_labels
         encoded = replace(encoded, target_depth=depth, is_target_in_camera_unit=in_unit)

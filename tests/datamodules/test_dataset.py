@@ -284,7 +284,7 @@ def test_frames_in_memory_are_read_as_those_in_a_folder(
     found = load_frames(model, data, frames, TIMES_S, as_images=False, geometry=geometry)
     assert stored.error is None and stored.geometry is not None and found.geometry is not None
     assert stored.frames is not None and found.frames is not None and torch.equal(stored.frames, found.frames)
-    for name in ("frame_indices", "seconds_per_grid", "frame_times", "num_images", "labels", "has_true_cameras"):
+    for name in ("frame_indices", "seconds_per_grid", "frame_times", "num_images", "labels", "true_geometry"):
         assert getattr(stored, name) == getattr(found, name)
     assert stored.geometry.present().keys() == found.geometry.present().keys() >= {"world_to_camera", "depth"}
     for name, value in stored.geometry.present().items():

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -18,6 +19,7 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from PIL import Image
 from torch import Tensor
 
 from callbacks import Checkpoint
@@ -27,7 +29,7 @@ from datamodules.datamodule import skipped_scenes
 from datamodules.dataset import SceneDataset
 from datamodules.question_sampler import TrainingItem
 from datamodules.samplers import SceneView
-from datamodules.scenes import RawQuestion, Scene
+from datamodules.scenes import RawQuestion, Scene, file_size
 from datamodules.sources.base import Split
 from datamodules.sources.conversations import NO_MEDIUM
 from tests import signatures
@@ -191,6 +193,46 @@ def test_resuming_with_other_settings_or_answers_is_an_error(root: Path, tmp_pat
     with pytest.raises(InputError, match="^the checkpoint was trained with other questions or answers"):
         fit(tmp_path / "run", changed, max_steps=6, **settings)
     assert begun + fit(tmp_path / "run", Readable(root), max_steps=6, **settings).asked == whole  # the control
+
+
+@pytest.mark.parametrize("exchanged", [3, 5, 9])
+def test_resuming_with_other_videos_warns_and_with_mostly_others_is_an_error(
+    exchanged: int, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A few scenes may be repaired. A copy has other times than its original, and is no other."""
+    root = tmp_path / "scenes"
+    fit(tmp_path / "run", Readable(root), max_steps=2)
+    folders = [scene.video for scene in Readable(root).scenes("train")]
+    for folder in folders:
+        for frame in folder.iterdir():
+            os.utime(frame, (1, 1))
+    copied = shutil.copytree(tmp_path / "run", tmp_path / "copied")
+    recwarn.clear()
+    fit(copied, Readable(root), max_steps=3)
+    assert not any("videos" in str(each.message) for each in recwarn)  # the control
+    for folder in folders[:exchanged]:
+        for frame in folder.iterdir():
+            Image.fromarray(np.random.randint(0, 255, (28, 28, 3), np.uint8)).save(frame)
+    says = f"the checkpoint was trained with other videos, cameras or depth of {exchanged} of 9 scenes, tiny/scene0 "
+    if exchanged > 4:
+        with pytest.raises(InputError, match=f"^{says}first: their files .*, or start anew$"):
+            fit(tmp_path / "run", Readable(root), max_steps=4)
+        return
+    fit(tmp_path / "run", Readable(root), max_steps=4)
+    assert [str(each.message).startswith(says) for each in recwarn if "other videos" in str(each.message)] == [True]
+
+
+def test_the_size_of_a_scene_is_that_of_all_of_its_files(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(bytes(10 + number))
+    video, depth, cameras = tmp_path / "v.mp4", tmp_path / "v.depth", tmp_path / "v.cameras.json"
+    video.write_bytes(bytes(1000))
+    cameras.write_bytes(bytes(100))
+    shutil.copytree(tmp_path, depth, ignore=shutil.ignore_patterns("v*"))
+    assert file_size(Scene("v", video, (), cameras, depth)) == 1000 + 100 + 4 + 10 + 13
+    assert file_size(Scene("v", depth, (), tmp_path / "absent")) == 4 + 10 + 13
+    images = tuple(tmp_path / f"{number}.png" for number in range(3))
+    assert file_size(Scene("v", images[0], (), images=images)) == 10 + 11 + 12
 
 
 def test_a_schedule_that_is_longer_goes_on_without_a_step_at_rate_zero(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from datamodules.resize import WholeStills
 from tests.golden.weights_geothinker import init_geo_
-from tests.tiny import BACKBONES, RATES
+from tests.tiny import BACKBONES, RATES, tiny_backbone
 from tests.zoo.fused_golden import build, check_case, load_case, logits_of, media, official_weights
 from tests.zoo.released import GOLDEN, read_release, write_release
 from tests.zoo.showing import SAMPLES, batch, logits
@@ -287,6 +287,8 @@ def test_settings_and_views_that_do_not_fit_are_one_line() -> None:
         GeoThinkerFusion(16, 8, compress_beyond=0)
     with pytest.raises(InputError, match="--model.fusion.compress_beyond 8: .* depth under each token"):
         GeoThinker(geometry=vggt, fusion=GeoThinkerFusion, objectives=[DepthPrediction()])
+    with pytest.raises(InputError, match="none of its 4 layers is one: set more --model.backbone.layers"):
+        GeoThinker(backbone=tiny_backbone("Qwen3.5", 4), geometry=vggt, fusion=GeoThinkerFusion)
     with pytest.raises(InputError, match="groups"):
         GeoThinkerFusion(16, 8, groups="frame")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="views of 2 x 8 patches are too small, 4 x 4 make a token"):

@@ -66,6 +66,19 @@ def ids_of(loader: PretrainedSmolLM2, text: str = TEXT) -> Tensor:
 # ---- The decoder
 
 
+@pytest.mark.parametrize("damage", ["absent", "empty", "text", "cut"])
+def test_a_damaged_file_is_one_line(
+    damage: str, loader: PretrainedSmolLM2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "SmolLM2.gguf"
+    if damage != "absent":
+        with loader.file.open("rb") as whole_file:
+            file.write_bytes({"empty": b"", "text": b"no GGUF"}.get(damage, whole_file.read(4_000_000)))
+    monkeypatch.setattr("zoo.backbones.smollm2.find_file", lambda: file)
+    with pytest.raises(InputError, match="SmolLM2.gguf: absent or damaged .*: pip install --force-reinstall"):
+        PretrainedSmolLM2(layers=1).load()
+
+
 def test_it_knows_english(loader: PretrainedSmolLM2, whole: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = ids_of(loader)
     assert (known := loss(whole, ids)) < 2.5

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.tiny import QUESTIONS, RATES, VGGT, tiny_backbone, tiny_batch, tiny_scene
+from tests.tiny import BACKBONES, QUESTIONS, RATES, VGGT, tiny_backbone, tiny_batch, tiny_scene
 from zoo import (
     GTA,
     AddFusion,
@@ -103,6 +103,17 @@ def test_frozen_parts_stay_in_eval_mode(name: str) -> None:
     assert 10 < sum(expected.values()) < len(expected) - 10
     assert {each: module.training for each, module in model.train().named_modules()} == expected
     assert not any(module.training for module in model.eval().modules())
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_what_trains_in_float32_follows_a_frozen_bfloat16_encoder_also_without_autocast(family: str) -> None:
+    model = VideoQATask(backbone=tiny_backbone(family, 4, dtype="bfloat16"), learning_rates=LearningRates(decoder=7e-6))
+    batch = tiny_batch(model, tiny_scene("a", family=family), training=True)
+    (loss := model.train().loss(batch)).backward()
+    dtypes = {parameter.dtype for parameter in model.model.backbone.parameters()}
+    assert loss.isfinite() and dtypes == {torch.float32, torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.loss(batch).item() == pytest.approx(loss.item(), rel=2e-2)
 
 
 @pytest.mark.parametrize("name", HALF)

@@ -20,6 +20,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (
     Qwen3_5GatedDeltaNet,
     Qwen3_5VisionAttention,
     Qwen3_5VisionPatchEmbed,
+    Qwen3_5VisionPatchMerger,
     apply_mask_to_padding_states,
     apply_rotary_pos_emb,
     causal_conv1d_fn,
@@ -31,7 +32,7 @@ from zoo.backbones.decoder import MASKED, CameraAttention, FusionLayer, check_nu
 from zoo.backbones.qwen3_vl import Qwen3VisionRules, Qwen3VLPreprocessor
 from zoo.backbones.qwen3_vl import tiny_processor as tiny_qwen3_vl_processor
 from zoo.backbones.qwen_vl import QwenVLBackbone, TinyQwenVL
-from zoo.backbones.vision import PatchEmbedding, SegmentAttention
+from zoo.backbones.vision import PatchEmbedding, SegmentAttention, VisionMerger
 from zoo.encodings.base import QK, DecoderLayout, EncodedCameras, HeadLayout
 from zoo.faulty_kernels import check_delta_rule
 from zoo.sequences.batch import Sequences
@@ -224,6 +225,10 @@ class Qwen35PatchEmbedding(PatchEmbedding, Qwen3_5VisionPatchEmbed):
     """The vision encoder's patch embedding."""
 
 
+class Qwen35Merger(VisionMerger, Qwen3_5VisionPatchMerger):
+    """The vision encoder's merger."""
+
+
 class Qwen35Backbone(QwenVLBackbone):
     """The original model with camera hooks, see `QwenVLBackbone`.
 
@@ -237,7 +242,11 @@ class Qwen35Backbone(QwenVLBackbone):
         Qwen3_5GatedDeltaNet: CameraDeltaNet,
         Qwen3_5DecoderLayer: Qwen35Layer,
     }
-    vision_classes = {Qwen3_5VisionAttention: FrameAttention, Qwen3_5VisionPatchEmbed: Qwen35PatchEmbedding}
+    vision_classes = {
+        Qwen3_5VisionAttention: FrameAttention,
+        Qwen3_5VisionPatchEmbed: Qwen35PatchEmbedding,
+        Qwen3_5VisionPatchMerger: Qwen35Merger,
+    }
     preprocessor_class = Qwen35Preprocessor
     span_per_step = True
     is_hybrid = True

@@ -25,6 +25,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextModel,
     Qwen3VLVisionAttention,
     Qwen3VLVisionPatchEmbed,
+    Qwen3VLVisionPatchMerger,
 )
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
@@ -34,7 +35,7 @@ from transformers.vision_utils import (
 
 from zoo.backbones.decoder import CameraAttention, FusionLayer, add_features
 from zoo.backbones.qwen_vl import QwenVLBackbone, QwenVLPreprocessor, TinyQwenVL, tiny_tokenizer
-from zoo.backbones.vision import PatchEmbedding, SegmentAttention
+from zoo.backbones.vision import PatchEmbedding, SegmentAttention, VisionMerger
 from zoo.encodings.base import QK
 from zoo.errors import InputError
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
@@ -174,6 +175,10 @@ class Qwen3VLPatchEmbedding(PatchEmbedding, Qwen3VLVisionPatchEmbed):
     """The vision encoder's patch embedding."""
 
 
+class Qwen3VLMerger(VisionMerger, Qwen3VLVisionPatchMerger):
+    """The vision encoder's merger."""
+
+
 class Qwen3VLBackbone(QwenVLBackbone):
     """The original model with camera hooks, see `QwenVLBackbone`.
 
@@ -186,7 +191,11 @@ class Qwen3VLBackbone(QwenVLBackbone):
         Qwen3VLTextDecoderLayer: Qwen3VLLayer,
         Qwen3VLTextModel: Qwen3VLDecoder,
     }
-    vision_classes = {Qwen3VLVisionAttention: FrameAttention, Qwen3VLVisionPatchEmbed: Qwen3VLPatchEmbedding}
+    vision_classes = {
+        Qwen3VLVisionAttention: FrameAttention,
+        Qwen3VLVisionPatchEmbed: Qwen3VLPatchEmbedding,
+        Qwen3VLVisionPatchMerger: Qwen3VLMerger,
+    }
     preprocessor_class = Qwen3VLPreprocessor
     span_per_step = True
     tokens_per_second = 2  # Qwen2.5-VL's value, for a time index that replaces this model's own

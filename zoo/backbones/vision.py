@@ -1,4 +1,4 @@
-"""Two faster parts of the Qwen-VL vision encoders. On a CPU their results equal the original ones, bit for bit."""
+"""Parts of the Qwen-VL vision encoders: two faster ones, and one for mixed dtypes. On a CPU results are unchanged."""
 
 from __future__ import annotations
 
@@ -62,6 +62,23 @@ class _PatchConvolution(torch.autograd.Function):
             (grads[0].mT @ patches).view_as(weight) if of_weight else None,
             grads[0].sum(0) if of_bias else None,
         )
+
+
+# ---- A trained merger behind a frozen encoder -----------------------------------------------------------------------
+
+
+class VisionMerger(nn.Module):
+    """A merger of transformers that computes in the dtype of its weights: float32 if they are trained.
+
+    A backbone derives a class from this one and its original merger. The encoder before it may be frozen in bfloat16.
+    """
+
+    norm: Any
+
+    def forward(self, hidden_states: Float[Tensor, "N D"]) -> Float[Tensor, "M C"]:
+        """Compute the original forward."""
+        merged: Tensor = super().forward(hidden_states.to(self.norm.weight.dtype))
+        return merged
 
 
 # ---- Attention in one batch per length of segment --------------------------------------------------------------------

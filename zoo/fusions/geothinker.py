@@ -162,6 +162,11 @@ class GeoThinkerFusion(Fusion):
             if layer in decoder.layers:
                 made = Interaction(self.width, decoder.num_heads, decoder.norm_eps, self.importance)
                 self.layers[str(layer)] = made
+        if not self.layers:
+            raise InputError(
+                "GeoThinkerFusion acts in layers with full attention among the decoder's first three quarters, and "
+                f"none of its {decoder.num_layers} layers is one: set more --model.backbone.layers"
+            )
 
     @property
     def interactions(self) -> Mapping[int, nn.Module]:

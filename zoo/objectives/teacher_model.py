@@ -183,7 +183,8 @@ class Teacher(Configurable):
         encoder, every_patch = self.encoder, slice(None, None, TEMPORAL_PATCH_SIZE)
         frames, given, windows = [], [], []
         for scene in scenes:
-            view = geometry_inputs(encoder, scene, every_patch, patch_size)
+            told_truly = replace(scene, geometry=scene.target_geometry)
+            view = geometry_inputs(encoder, told_truly, every_patch, patch_size)
             assert view.frames is not None
             covered = window_of_vision(view.frames, scene.grid_thw[1:], encoder.patch_size)
             if self.wanted["tokens"] and scene.vision_window not in (None, covered):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Bool, Float, Int, Shaped
@@ -153,14 +153,13 @@ class LoadedScene(Movable):
         frame_indices: Indices of the raw video frames.
         frame_times: Time of each frame in seconds. None for images, or if unknown.
         seconds_per_grid: Seconds between two temporal patches. None uses the time index's nominal value.
-        geometry: The dataset's cameras and depth of each frame.
+        geometry: The dataset's cameras and depth of each frame, as the model is told them.
+        true_geometry: The same with the true cameras, if the model is told others. None if `geometry` is true.
         cached_geometry: Outputs of the geometry encoder that data workers read from a cache, instead of frames. None
             runs the encoder.
         cameras: After preparation, the dataset's camera of each temporal patch, merged from its frames. None without
             cameras.
         geometry_override: In a perturbed test, another scene that provides the 3D tokens, or "nothing" for zeros.
-        has_true_cameras: False in a test with the cameras of another scene. Predictions are then not compared with
-            them.
         question_types: In training, the types of all questions about the scene in the optimizer step, including other
             batches, for objectives that depend on them.
         is_supervised: Whether the scene's answers are learned from.
@@ -188,10 +187,10 @@ class LoadedScene(Movable):
     seconds_per_grid: float | None = None
     # cameras, depth, 3D tokens
     geometry: SceneGeometry | None = None
+    true_geometry: SceneGeometry | None = None
     cached_geometry: SceneGeometry | None = None
     cameras: PatchCameras | None = None
     geometry_override: LoadedScene | Literal["nothing"] | None = None
-    has_true_cameras: bool = True
     # training
     question_types: Sequence[str] = ()
     is_supervised: bool = True
@@ -200,6 +199,17 @@ class LoadedScene(Movable):
     # faults
     error: str | None = None
     target_error: str | None = None
+
+    @property
+    def target_geometry(self) -> SceneGeometry | None:
+        """The dataset's geometry with the true cameras. Whatever is learned, or compared with predictions, is its."""
+        return self.geometry if self.true_geometry is None else self.true_geometry
+
+    def change_geometry(self, change: Callable[[SceneGeometry], SceneGeometry]) -> LoadedScene:
+        """Change what the model is told and what is true alike, for instance to the geometry of other frames."""
+        both = {"geometry": self.geometry, "true_geometry": self.true_geometry}
+        changed: dict[str, Any] = {name: change(each) for name, each in both.items() if each is not None}
+        return replace(self, **changed)
 
     @property
     def seen_by_geometry(self) -> Shaped[Tensor, "S 3 _H _W"]:

@@ -241,17 +241,19 @@ class GeometryPretraining(Task):
         """
         self.check(batch)
         for scene in batch.scenes:
-            has_camera = None if scene.geometry is None else scene.geometry.has_camera
+            has_camera = None if scene.target_geometry is None else scene.target_geometry.has_camera
             if has_camera is not None and not has_camera.all():
                 raise InputError(f"{scene.name}: a frame has no camera, and pretraining learns from that of each frame")
         frames = [scene.frames for scene in batch.scenes if scene.frames is not None]
         pairs = []
         for members in same_shape(frames):
             images = torch.stack([frames[i] for i in members])
-            given = [geometry for i in members if (geometry := batch.scenes[i].geometry) is not None]
-            truth, chosen, draws = targets(given), None, None
+            scenes = [batch.scenes[i] for i in members]
+            given = [scene.geometry for scene in scenes]
+            true = [geometry for scene in scenes if (geometry := scene.target_geometry) is not None]
+            truth, chosen, draws = targets(true), None, None
             if dense_frames is not None:
-                draws = [batch.scenes[i].draw for i in members]
+                draws = [scene.draw for scene in scenes]
                 chosen = torch.stack([_drawn(draw, images.shape[1])[:dense_frames] for draw in draws])
                 chosen = chosen.to(images.device, non_blocking=True)
                 truth = truth.dense_of(chosen)

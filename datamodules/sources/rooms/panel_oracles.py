@@ -3,7 +3,8 @@
 An oracle answers by nearest neighbors or boosting on its numbers, see `callbacks.baselines`. Oracles whose names begin
 with `ORACLE` lack something that the task is meant to require. A score above all of them needs it. Oracles whose names
 begin with `POSSIBLE` know poses and pixels, so they show that the task can be solved. In a test with camera errors, an
-oracle knows the wrong poses, or none, as a model does, and the true pixels.
+oracle knows the wrong poses, or none, as a model does, and the true pixels. It knows all frames. One that the test does
+not show has the error of the shown view before it.
 """
 
 from __future__ import annotations

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from lightning import Trainer
 
+from callbacks import MetricsCallback
 from callbacks.baselines import NEIGHBORS, Asked, blind_baselines, camera_answers, constant_baseline, oracle_scores
 from datamodules import (
     CameraErrors,
+    DriftingCameras,
     MissingCameras,
     NoisyCameras,
     PanelAnywhere,
@@ -31,10 +36,16 @@ from datamodules import (
     PanelTurn,
     PanelTwoViews,
     ScaledCameras,
+    VideoQADataModule,
 )
-from datamodules.sources.base import ORACLE, POSSIBLE
+from datamodules.cameras_file import read_cameras_alone
+from datamodules.perturbations import wrong_poses
+from datamodules.scenes import Scene
+from datamodules.sources.base import ORACLE, POSSIBLE, ChangePoses
 from datamodules.sources.rooms import panel_oracles, render
 from datamodules.sources.rooms.panel_oracles import PIXEL, POSE, POSES, RoomVideo, sight
+from tests.callbacks.breakable import Answers
+from zoo.sequences.batch import Batch
 
 SCORER = "spatial_mllm"
 TASKS = (
@@ -212,6 +223,67 @@ def test_oracles_answer_from_the_wrong_cameras_of_a_test() -> None:
     assert lost[2][PIXEL] < lost[2]["constant"] + 0.1
     true, scaled = (scores(walk, 100, 60, each) for each in (None, ScaledCameras(2.0)))
     assert scaled[PIXEL] < 0.4 < 0.97 < true[PIXEL]
+
+
+ERRORS = (NoisyCameras(20.0, 0.3), DriftingCameras(10.0, 0.3), ScaledCameras(2.0), MissingCameras(3))
+SHOWN = {
+    "all": [*range(64)],
+    "even steps": torch.linspace(0, 63, 16).round().int().tolist(),
+    "images": [frame for frame in range(5, 64, 9) for _ in range(2)],
+    "in the middle": [30, 31, 33, 34, 36, 40, 41, 43],
+}
+
+
+@pytest.mark.parametrize("shown", SHOWN)
+@pytest.mark.parametrize("errors", ERRORS, ids=lambda each: type(each).__name__)
+def test_an_oracle_has_the_poses_that_a_model_has_whatever_frames_are_shown(errors: CameraErrors, shown: str) -> None:
+    frames = SHOWN[shown]
+    source = PanelRooms(PanelDwelling(), frames=64)
+    true = torch.from_numpy(source.draw("test", 0, source.generator("test", 0)).world_to_camera)
+    model, change_poses = errors.poses("a", true[frames]), wrong_poses(errors, {"a": frames})
+    assert change_poses is not None
+    oracle = change_poses("a", true)
+    torch.testing.assert_close(oracle[frames], model, rtol=0, atol=1e-12, equal_nan=True)
+    if shown != "all" and not isinstance(errors, ScaledCameras):  # the control: errors by the place among all frames
+        assert not torch.allclose(errors.poses("a", true)[frames], model, atol=1e-3, equal_nan=True)
+    if isinstance(errors, MissingCameras):
+        lost, views = oracle.isnan().all((1, 2)), len(frames) // 2
+        assert lost.any() and (shown != "even steps" or lost.sum() / 64 == pytest.approx(3 / views, abs=0.05))
+
+
+class Listened(PanelRooms):
+    """Notes the poses from which its oracles answer."""
+
+    noted: dict[str, torch.Tensor]
+
+    def oracles(self, scene: Scene, change_poses: ChangePoses | None = None) -> panel_oracles.Oracles:
+        assert scene.cameras is not None
+        if change_poses is not None:
+            self.noted[scene.name] = change_poses(scene.name, read_cameras_alone(scene.cameras)[0].double())
+        return super().oracles(scene, change_poses)
+
+
+class Told(Answers):
+    """Notes the frames and the geometry that it is told."""
+
+    def test_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        rows = zip(batch.scenes, batch.records, strict=True)
+        self.noted = getattr(self, "noted", {}) | {row["scene"]: (row["frames"], scene.geometry) for scene, row in rows}
+        return super().test_step(batch, batch_idx)
+
+
+def test_a_test_with_few_frames_tells_its_oracles_the_poses_that_it_tells_the_model(tmp_path: Path) -> None:
+    source = Listened(PanelDwelling(), scenes=(2, 0, 2), frames=32, root=str(tmp_path / "rooms"), workers=1)
+    source.noted = {}
+    data = VideoQADataModule(source, num_frames=8, num_workers=0, perturbation=MissingCameras(2))
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(accelerator="cpu", callbacks=[MetricsCallback()], default_root_dir=tmp_path / "run", **quiet)
+    model = Told(tmp_path / "log", 0.0)
+    trainer.test(model, data, verbose=False)
+    assert source.noted.keys() == model.noted.keys() and len(model.noted) == 2
+    for name, (frames, geometry) in model.noted.items():
+        assert len(frames) == 8 and int(geometry.cameras()[2].sum()) == 4
+        assert torch.equal(source.noted[name][frames].isfinite().all((1, 2)), geometry.cameras()[2])
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from callbacks import Checkpoint
 from callbacks.checkpoint import CheckpointFiles
-from datamodules import PixelBounds, Rooms, VideoQADataModule
+from datamodules import MissingCameras, NoisyCameras, PixelBounds, Rooms, VideoQADataModule
 from datamodules.cameras_file import read_cameras
 from datamodules.depth import read_depth
 from datamodules.scenes import Scene
@@ -47,6 +47,9 @@ from zoo.tasks.geometry_pretraining import (
 from zoo.weights.checkpoint import saved_names
 
 HEIGHT, WIDTH = 4, 6
+ALL_CONDITIONS = next(  # a draw for which Pi3X keeps them
+    seed for seed in range(100) if (torch.rand(3, generator=torch.Generator().manual_seed(seed)) > 0.5).all()
+)
 K = torch.tensor([[0.8, 0, 0.05], [0, 1.1, -0.1], [0, 0, 1]], dtype=torch.float64)
 
 
@@ -316,6 +319,27 @@ def test_losses_are_averaged_over_scenes(rooms: list[Scene]) -> None:
     assert loss(0, 1) == 0
 
 
+@pytest.mark.parametrize("kind", ["VGGT", "Pi3X"])
+def test_the_true_cameras_are_learned_and_compared_whatever_is_told(kind: str, rooms: list[Scene]) -> None:
+    task = model() if kind == "VGGT" else GeometryPretraining(tiny_pi3x(), learning_rates=LearningRates(geometry=3e-3))
+    task.log = task.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    true = replace(batch(rooms[:1]).scenes[0], draw=ALL_CONDITIONS)
+
+    def loss(scene: LoadedScene) -> float:
+        torch.manual_seed(0)
+        return task.training_step(Batch([scene], num_answers=[1]), 0).item()
+
+    noisy, lacking = (change(true, lambda: true) for change in (NoisyCameras(40.0, 0.5), MissingCameras(1)))
+    for wrong in (noisy, lacking):
+        assert (loss(wrong) == loss(true)) == (kind == "VGGT")  # Pi3X reads the wrong poses
+        (_, found, _), (_, expected, _) = (*task._outputs(Batch([wrong])), *task._outputs(Batch([true])))
+        assert all(torch.equal(value, getattr(expected, name)) for name, value in vars(found).items())
+    # the controls: wrong cameras as targets
+    assert loss(replace(noisy, true_geometry=None)) != pytest.approx(loss(noisy), rel=1e-3)
+    with pytest.raises(InputError, match="a frame has no camera"):
+        loss(replace(lacking, true_geometry=None))
+
+
 # ---- Pi3X ------------------------------------------------------------------------------------------------------
 
 
@@ -376,10 +400,7 @@ def test_pi3x_trains_with_all_of_its_parameters_and_writes_weights_that_load(
 ) -> None:
     pretraining = GeometryPretraining(tiny_pi3x(), learning_rates=LearningRates(geometry=3e-3))
     seen = batch(rooms[:1], frames=(0, 8, 20))
-    told = next(
-        seed for seed in range(100) if (torch.rand(3, generator=torch.Generator().manual_seed(seed)) > 0.5).all()
-    )
-    seen.scenes[0] = replace(seen.scenes[0], draw=told)  # all of its conditions are kept
+    seen.scenes[0] = replace(seen.scenes[0], draw=ALL_CONDITIONS)
     before = {name: each.clone() for name, each in pretraining.named_parameters()}
     run = trainer(tmp_path, steps=3)
     run.fit(pretraining, loader([seen] * 3), loader([seen]))

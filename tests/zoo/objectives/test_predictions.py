@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from datamodules import Augmentation, OtherCameras, RandomCameraErrors, RandomFocalLength, VideoQADataModule
 from tests.tiny import QUESTIONS, VGGT, tiny_batch, tiny_model, tiny_scene
-from zoo import CameraPrediction, CameraTokenFusion, DatasetPoses, DepthPrediction, TinyVGGT
+from zoo import CameraPrediction, CameraTokenFusion, DatasetPoses, DepthPrediction, PosePrediction, TinyVGGT
 from zoo.cameras import invert_se3, pose_distance
 from zoo.cameras.poses import rigid_matrix
 from zoo.cameras.scene_geometry import PatchCameras, merge_cameras
+from zoo.errors import InputError
 from zoo.geometry import SceneGeometry
 from zoo.geometry.base import encoder_frames
 from zoo.objectives import Decoded
@@ -25,7 +27,8 @@ from zoo.objectives.base import AVERAGES, AverageRule, MicroBatchAverage
 from zoo.objectives.camera_prediction import IDENTITY
 from zoo.scene_encoding import token_depth
 from zoo.sequences.batch import Batch
-from zoo.tasks.video_qa import predicted_cameras
+from zoo.sequences.loaded_scene import LoadedScene
+from zoo.tasks.video_qa import VideoQATask, predicted_cameras
 
 WIDTH = 16
 
@@ -364,6 +367,74 @@ def test_predicted_cameras_are_those_whose_errors_are_reported() -> None:
     assert errors["CameraPrediction/center"] == pytest.approx(float(distance), rel=1e-4)
     still = float(invert_se3(cameras.world_to_camera)[1:, :3, 3].norm(dim=-1).mean())
     assert errors["CameraPrediction/unlearned/center"] == pytest.approx(still, rel=1e-4)
+
+
+# ---- cameras that are told wrongly: the true ones are learned and compared ------------------------------------------
+
+
+def told_wrongly(scene: LoadedScene) -> LoadedScene:
+    return RandomCameraErrors(degrees=40.0, translation=0.5, missing=0.7)(replace(scene, draw=3))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"objectives": [CameraPrediction()]},
+        {"objectives": [PosePrediction(dim=16, trunk_depth=1)]},
+        {"objectives": [CameraPrediction()], "camera_source": "predicted", **VGGT},
+        {"objectives": [CameraPrediction()], "camera_source": "auto", **VGGT},
+    ],
+    ids=["cameras", "Cambrian-P's poses", "pseudo-labels", "pseudo-labels where there are none"],
+)
+def test_a_model_that_reads_frames_alone_learns_the_same_whatever_cameras_are_told(parts: dict[str, Any]) -> None:
+    task = tiny_model("plain", **parts).train()
+    name = type(parts["objectives"][0]).__name__
+
+    def loss(*scenes: LoadedScene) -> float:
+        torch.manual_seed(0)
+        return task.losses(tiny_batch(task, *scenes, training=True))[name].item()
+
+    wrong = [told_wrongly(scene) for scene in SCENES]
+    assert not any(
+        a.geometry.world_to_camera.equal(b.geometry.world_to_camera) for a, b in zip(wrong, SCENES, strict=True)
+    )
+    assert loss(*wrong) == loss(*SCENES) > 0
+    if parts.get("camera_source") != "predicted":  # the control: the wrong cameras as targets
+        assert loss(*(replace(scene, true_geometry=None) for scene in wrong)) != pytest.approx(loss(*SCENES), rel=1e-3)
+
+
+def test_pseudo_labels_from_wrong_cameras_are_refused_before_a_training() -> None:
+    aligned = partial(TinyVGGT, embed_dim=32, depth=2, scale_from=DatasetPoses())
+    parts: dict[str, Any] = {"geometry": aligned, "camera_source": "predicted"}
+    predicted = tiny_model("plain", objectives=[CameraPrediction()], **parts)
+
+    def set_up(task: VideoQATask, augmentation: Augmentation | None) -> None:
+        data = VideoQADataModule(augmentation=augmentation)
+        data.trainer = cast(Any, SimpleNamespace(lightning_module=task))
+        data.setup("fit")
+
+    with pytest.raises(InputError, match="^--data.augmentation RandomCameraErrors: .*--model.camera_source dataset"):
+        set_up(predicted, RandomCameraErrors(5.0))
+    # the controls: true cameras, nothing learned from the predictions, and labels from frames alone
+    set_up(predicted, None)
+    set_up(predicted, RandomFocalLength())
+    set_up(tiny_model("plain", camera_encoding="PRoPE, ChannelRange", **parts), RandomCameraErrors(5.0))
+    alone = tiny_model("plain", objectives=[CameraPrediction()], camera_source="predicted", **VGGT)
+    set_up(alone, RandomCameraErrors(5.0))
+
+
+def test_a_model_that_reads_wrong_cameras_is_compared_with_the_true_ones() -> None:
+    task = tiny_model("plain", objectives=[CameraPrediction()], camera_encoding="PRoPE, ChannelRange")
+    shown, wrong = SCENES[0], OtherCameras()(SCENES[0], lambda: SCENES[1])
+
+    def errors(scene: LoadedScene) -> dict[str, float]:
+        return task.predict_batch(tiny_batch(task, scene))[0]["objectives"]
+
+    found, expected = errors(wrong), errors(shown)
+    still = "CameraPrediction/unlearned/center"
+    assert found[still] == expected[still]  # of a camera that never moves, in the true cameras
+    assert found["CameraPrediction/center"] != expected["CameraPrediction/center"]  # the model reads the others
+    assert errors(replace(wrong, true_geometry=None))[still] != expected[still]  # the control
 
 
 @pytest.mark.slow

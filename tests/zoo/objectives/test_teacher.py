@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datamodules import VideoQADataModule
+from datamodules import NoisyCameras, VideoQADataModule
 from datamodules.collate import TrainingCollate
 from tests.tiny import QUESTIONS, RATES, tiny_backbone, tiny_batch, tiny_scene
 from zoo import (
@@ -242,6 +242,21 @@ def test_the_scale_is_that_of_the_datasets_cameras() -> None:
     (larger,) = teacher(scenes, 16)
     assert found.meters_per_unit is not None and larger.meters_per_unit is not None
     torch.testing.assert_close(larger.meters_per_unit, 3 * found.meters_per_unit, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "scale"])
+def test_a_teacher_is_told_the_true_cameras(kind: str) -> None:
+    vggt = partial(TinyVGGT, embed_dim=32, depth=2, heads=["camera", "depth"], seed=0)
+    teacher = Teacher(DatasetGeometry) if kind == "dataset" else Teacher(vggt, scale=DatasetPoses)
+    scene = training_batch(taught(None)).scenes[0]
+    wrong = NoisyCameras(20.0, 0.5)(scene, lambda: scene)
+    (expected,), (found,) = teacher([scene], 16), teacher([wrong], 16)
+    (of_wrong,) = teacher([replace(wrong, true_geometry=None)], 16)  # the control
+    assert expected is not None and found is not None and of_wrong is not None
+    for name in ("pose_enc", "depth", "meters_per_unit"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    name = "pose_enc" if kind == "dataset" else "meters_per_unit"
+    assert not torch.allclose(getattr(of_wrong, name), getattr(expected, name), rtol=1e-2)
 
 
 def test_a_scene_without_a_scale_is_left_out_of_it_alone() -> None:
