@@ -470,8 +470,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             file = JSONLines(run / SKIPPED_SCENES)
             file.append([{"id": scene, "error": error} for scene, error in new.items()])
             file.close()
-        for scene, error in new.items():
-            warnings.warn(f"training goes on without {scene}: {error}", stacklevel=2)
+        for error in new.values():  # it begins with the scene's name
+            warnings.warn(f"training goes on without {error}", stacklevel=2)
 
     def _scene_loader(
         self, scenes: list[Scene], dataset: Dataset | None = None, answered: Collection[int] = ()

@@ -299,9 +299,8 @@ def in_time(read: Callable[[], LoadedScene], limit_s: float | None) -> LoadedSce
 
 
 def format_scene_error(name: str, error: Exception) -> str:
-    """Return a scene's error in one line that contains the scene's name."""
-    message = describe_fault(error)
-    return message if name.rpartition("/")[2] in message else f"{name}: {message}"
+    """Return a scene's error in one line that begins with the scene's name."""
+    return f"{name}: {describe_fault(error)}"
 
 
 def check_depth(loaded: LoadedScene, spec: ModelSpec, view: SceneView) -> LoadedScene:
