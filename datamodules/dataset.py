@@ -56,6 +56,7 @@ class SceneDataset(Dataset):
         still_resize: Resizes images in place of `image_bounds`. The frame cache does not keep these images.
         augmentation: Random change of each loaded training scene.
         timeout_s: Seconds for reading a scene. None waits forever.
+        shows_damage: Whether damaged frames of a video are shown. Otherwise they are an error of the scene.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class SceneDataset(Dataset):
         still_resize: StillResize | None = None,
         augmentation: Augmentation | None = None,
         timeout_s: float | None = None,
+        shows_damage: bool = False,
     ):
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
         self.frame_pairing = frame_pairing or Consecutive()
         self.spec, self.keep = spec, keep
         self.frames_as, self.image_bounds, self.frame_cache = frames_as, image_bounds, frame_cache
         self.still_resize, self.augmentation, self.timeout_s = still_resize, augmentation, timeout_s
+        self.shows_damage = shows_damage
         self._views: dict[int, SceneView] = {}  # open scenes, if `keep`; `_depths` holds their depth
         self._depths: dict[tuple[Path, int], Float32[Tensor, "H W"]] = {}
 
@@ -162,7 +165,7 @@ class SceneDataset(Dataset):
             return self._views[index]
         scene = self.scenes[index]
         check_scene(scene, self.spec)
-        video = Video(scene.images or scene.video)
+        video = Video(scene.images or scene.video, shows_damage=self.shows_damage)
         world_to_camera = K = None
         times_s = None if video.is_folder else video.times_s
         if scene.cameras is not None:

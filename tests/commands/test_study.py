@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
