@@ -321,15 +321,14 @@ def check_depth(loaded: LoadedScene, spec: ModelSpec, view: SceneView) -> Loaded
 
 def check_scene(scene: Scene, spec: ModelSpec) -> None:
     """Raise an InputError if a scene lacks cameras or depth that the model reads."""
-    beside = companion_name(scene.video)
     if spec.requires_cameras and scene.cameras is None:
-        put = "" if scene.images else f"put {beside}.cameras.json beside it, "
+        put = "" if scene.images else f"put {companion_name(scene.video)}.cameras.json beside it, "
         raise InputError(
             f"{scene.video}: no cameras, and this model needs them: {put}predict them (--model.geometry PretrainedVGGT "
             "--model.camera_source auto), or use a model without cameras (--config qwen25_vl.yaml)"
         )
     if spec.requires_depth and scene.depth is None:
-        remedy = f"put a folder {beside}.depth of 16-bit images beside it "
+        remedy = f"put a folder {companion_name(scene.video)}.depth of 16-bit images beside it "
         remedy += "(DatasetGeometry works without: --model.geometry.depth false)"
         if scene.images:
             remedy = "use a model without depth (--config qwen25_vl.yaml)"
