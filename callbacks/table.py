@@ -142,10 +142,10 @@ def _notes(metrics: Scores, chosen_by: str) -> list[str]:
     if failed := metrics["failed_scenes"]:
         scenes = _plural(len({each["scene"] for each in failed}), "scene")
         lines.append(f"{_plural(counts['failed'], 'question')} of {scenes} failed: score 0")
-        lines += [f"  {s['scene']} ({_plural(s['questions'], 'question')}): {s['error']}" for s in failed]
+        lines += [f"  {s['scene']} ({_plural(s['questions'], 'question')}): {_reason(s)}" for s in failed]
     if unmeasured := metrics.get("unmeasured_scenes"):
         lines.append(f"errors of objectives: {_plural(len(unmeasured), 'scene')} could not be measured")
-        lines += [f"  {each['scene']}: {each['error']}" for each in unmeasured]
+        lines += [f"  {each['scene']}: {_reason(each)}" for each in unmeasured]
     if counts.get("filtered"):
         lines.append(f"{_plural(counts['filtered'], 'question')} left out by {chosen_by}")
     if missing := metrics.get("missing_scenes"):
@@ -215,6 +215,11 @@ def _marked(score: float | None, baselines: Mapping[str, float | None]) -> str:
 def _both(means: Mapping[str, float | None]) -> str:
     """Return the micro and the macro mean, or one number if they are equal."""
     return " / ".join(dict.fromkeys(_number(means[mean]) for mean in MEANS))
+
+
+def _reason(failed: Mapping[str, str]) -> str:
+    """Return a scene's error without the scene's name, with which it begins unless the model failed."""
+    return failed["error"].removeprefix(f"{failed['scene']}: ")
 
 
 def _plural(count: int, noun: str) -> str:

@@ -12,6 +12,7 @@ from zoo.backbones.base import Message, Preprocessor
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.cameras.poses import invert_se3
 from zoo.cameras.scene_geometry import PatchCameras
+from zoo.errors import InputError
 from zoo.sequences.loaded_scene import FrameLabels, LoadedScene
 
 FramesAs = Literal["video", "image", "labeled_image", "indexed_image"]
@@ -61,12 +62,13 @@ class ChatFormat:
         """Return the text of the chat up to the answer. The video precedes the question."""
         return self.chat(question)[0]
 
-    def refusal(self, question: Question) -> str | None:
-        """Return an error message if a question contains a special token, else None."""
+    def check(self, question: Question) -> None:
+        """Raise an InputError if a question contains a special token."""
         texts = [user_text(question, self.benchmark), question.ground_truth]
         texts += [text for turn in getattr(question, "later_turns", ()) for text in turn]
         token = self.preprocessor.reserved_token("\n".join(texts))
-        return f"question {question.id} holds {token}, a special token of the chat: take it out" if token else None
+        if token:
+            raise InputError(f"question {question.id} holds {token}, a special token of the chat: take it out")
 
 
 def media_of(scene: LoadedScene, cameras: PatchCameras | None = None) -> Sequence[Content]:

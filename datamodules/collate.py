@@ -11,11 +11,12 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.chat_format import ChatFormat, Content, media_of
+from datamodules.dataset import format_scene_error
 from datamodules.question_sampler import TrainingItem
 from datamodules.scenes import Question, num_answers
 from zoo.benchmarks import Benchmark
 from zoo.cameras.scene_geometry import SceneGeometry
-from zoo.errors import SCENE_FAULTS, InputError, describe_fault
+from zoo.errors import SCENE_FAULTS, InputError
 from zoo.geometry.cache import STILLS_OF_ANOTHER_GRID
 from zoo.model_spec import ModelSpec
 from zoo.sequence_builder import SequenceBuilder
@@ -59,29 +60,25 @@ class Collate(ABC):
         failed: list[Record] = []
         counts: list[int] = []
         for scene in loaded:
-            asked = list(scene.questions)
+            if unreadable := scene.error or (self.requires_targets and scene.target_error):
+                failed += [_failure(scene, question, unreadable) for question in scene.questions]
+                continue
+            # 1. The scene.
             try:
-                # 1. Questions, without those that hold special tokens.
-                if scene.error is not None:
-                    raise InputError(scene.error)
-                refusals = [self.chat_format.refusal(question) for question in scene.questions]
-                asked = [q for q, error in zip(scene.questions, refusals, strict=True) if not error]
-                failed += [_failure(scene, q, e) for q, e in zip(scene.questions, refusals, strict=True) if e]
-                # 2. The scene.
                 prepared = self.prepare(scene)
                 self.spec.check_cameras(prepared)
                 media = self.media(prepared)
             except SCENE_FAULTS as error:
-                reason = describe_fault(error)
-                failed += [_failure(scene, question, reason) for question in asked]
+                reason = format_scene_error(scene.name, error)
+                failed += [_failure(scene, question, reason) for question in scene.questions]
                 continue
-            # 3. One row per question, without those that are too long.
+            # 2. One row per question, without those that are too long or hold special tokens.
             usable = []
-            for question in asked:
+            for question in scene.questions:
                 try:
                     row, prompt = self._row(scene, question, prepared, media)
                 except SCENE_FAULTS as error:
-                    failed.append(_failure(scene, question, describe_fault(error)))
+                    failed.append(_failure(scene, question, format_scene_error(scene.name, error)))
                     continue
                 usable.append(question)
                 rows.append(row)
@@ -91,7 +88,7 @@ class Collate(ABC):
                 continue
             scenes.append(prepared)
             counts.append(self._num_answers(replace(scene, questions=tuple(usable))))
-        # 4. Sequences.
+        # 3. Sequences.
         sequences, prompts = self._build(rows, scene_of, scenes) if rows else (None, [])
         failed_answers = sum(map(self._num_answers, loaded)) - sum(counts)
         vision, step = self.builder.vision(scenes), step_of(loaded)
@@ -99,8 +96,6 @@ class Collate(ABC):
 
     def prepare(self, loaded: LoadedScene) -> LoadedScene:
         """Cut the frames into patches, merge the cameras per temporal patch, and drop what the model does not read."""
-        if self.requires_targets and loaded.target_error is not None:
-            raise InputError(loaded.target_error)
         assert loaded.frames is not None
         pixel_values, grid_thw = self.preprocessor.cut_patches(loaded.frames)
         loaded = loaded.change_geometry(SceneGeometry.without_invalid_cameras)
@@ -132,8 +127,8 @@ class Collate(ABC):
         """Return the message content of each medium of a prepared scene, the cameras included if prompts have them."""
         if self.poses_in_prompt and prepared.cameras is None:
             raise InputError(
-                f"{prepared.name}: no poses of its frames for --data.poses_in_prompt: give it a cameras.json, or take "
-                "a sampler that selects by poses"
+                f"no poses of the frames of {prepared.name} for --data.poses_in_prompt: give it a cameras.json, or "
+                "take a sampler that selects by poses"
             )
         return media_of(prepared, prepared.cameras if self.poses_in_prompt else None)
 
@@ -141,6 +136,7 @@ class Collate(ABC):
         self, scene: LoadedScene, question: Question, prepared: LoadedScene, media: Sequence[Content]
     ) -> tuple[Row, str]:
         """Return the tokens of a question, and its prompt as text."""
+        self.chat_format.check(question)
         texts = self._texts(question, media)
         tokens = self.preprocessor.tokenize(texts, prepared.media_grids, self.spec.extra_tokens, scene.frame_times)
         labels = tokens.labels if scene.is_supervised else torch.full_like(tokens.labels, IGNORED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.augmentations import Augmentation
 from datamodules.chat_format import FramesAs
 from datamodules.collate import Collate, KeepInStep, QuestionCollate, SceneCollate, TrainingCollate
-from datamodules.dataset import SceneDataset
+from datamodules.dataset import SceneDataset, check_scene
 from datamodules.frame_cache import FrameCache
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.question_sampler import (
@@ -48,6 +48,7 @@ from zoo.sequences.batch import Batch
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 OnError = Literal["raise", "skip"]
+OnDamage = Literal["raise", "show"]
 MAX_SKIPPED = 0.01  # largest share of skipped training scenes
 SKIPPED_SCENES = "skipped_scenes.jsonl"
 MISSING = "# training scenes whose videos or images are missing\n"  # the start of MISSING_SCENES
@@ -130,6 +131,9 @@ class VideoQADataModule(Configurable, LightningDataModule):
         on_missing: What a training does if videos of its questions are missing. `raise` ends it before its first step
             and lists them in missing_scenes.txt, in the current folder. `skip` trains without them. A test goes on, and
             its results count them.
+        on_damage: How damaged data in a video is handled. `raise`: the scene can't be read. `show`: its frames are
+            shown as the decoder guesses them. Decoders notice most damage in H.264 and MPEG-4, less in HEVC, little in
+            VP9.
         timeout_s: Seconds after which a scene that is still being read counts as one that can't be read, such as a
             video on storage that no longer answers. null waits forever.
         seed: Seed of the training order and of the questions drawn in training. null uses the run's seed.
@@ -189,6 +193,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         keep_in_memory: bool = False,
         on_error: OnError = "raise",
         on_missing: OnError = "raise",
+        on_damage: OnDamage = "raise",
         timeout_s: float | None = 600.0,
         seed: int | None = None,
         video: str | None = None,
@@ -247,7 +252,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
         check_choice("--data.on_error", on_error, OnError)
         check_choice("--data.on_missing", on_missing, OnError)
-        self.on_error, self.on_missing, self.timeout_s = on_error, on_missing, timeout_s
+        check_choice("--data.on_damage", on_damage, OnDamage)
+        self.on_error, self.on_missing, self.on_damage, self.timeout_s = on_error, on_missing, on_damage, timeout_s
         self.source = self.source.for_frames(self.dataset([]).num_views)
         for each in (self.source, self.asked):
             if each is not None and any(text is not None for text in (system_prompt, prompt_prefix, prompt_wording)):
@@ -324,6 +330,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             found = f"{source}: the {split} split has no scene that can be read{self.filter.described()}"
             raise InputError(f"{found}; {missing}" if missing else found)
         check_split(kept, split, self.source, self.training_spec if split == "train" else self.spec)
+        if split != "train" and (unusable := unusable_scenes(kept, self.spec)):
+            rank_zero_warn(f"{split}: {describe_unusable(unusable, kept)}; their questions score 0")
         if self.poses_in_prompt and all(scene.cameras is None for scene in kept):
             put = _put_beside(kept, "cameras.json")
             raise InputError(f"--data.poses_in_prompt: {source} has no cameras in the {split} split: {put}leave it out")
@@ -351,6 +359,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             still_resize=self.still_resize,
             augmentation=self.augmentation if training else None,
             timeout_s=self.timeout_s,
+            shows_damage=self.on_damage == "show",
         )
 
     @property
@@ -376,8 +385,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if self.training_spec.asks_in_training and self.pack_scenes:
             raise InputError("--data.pack_scenes: GRPO has sequences of its own for each scene, leave it out")
         scenes = self.trained_scenes = self.scenes("train")
-        if self.on_missing == "raise":
-            self._refuse_missing(len(scenes))
+        self._refuse_incomplete(scenes)
         self._file_sizes = [file_size(scene) for scene in scenes]
         asks = self.training_spec.asks_in_training  # the model then generates answers, and each question counts once
         dataset = self.dataset(scenes, training=True)
@@ -415,17 +423,29 @@ class VideoQADataModule(Configurable, LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _refuse_missing(self, num_scenes: int) -> None:
-        """Raise an InputError if files of the training's scenes are missing, and list all of these scenes in a file."""
+    def _refuse_incomplete(self, scenes: Sequence[Scene]) -> None:
+        """Raise an InputError if training scenes lack videos, cameras or depth and the training needs them all.
+
+        All scenes without a video are listed in a file.
+        """
+        unusable, reasons = unusable_scenes(scenes, self.training_spec), list[str]()
         absent = [name for name in self.missing if name != NO_MEDIUM]
-        if not absent:
-            return
+        if absent and self.on_missing == "raise":
+            reasons.append(self._describe_missing(absent, len(scenes)))
+        if len(unusable) > (MAX_SKIPPED * len(scenes) if self.on_error == "skip" else 0):
+            remedy = f"--data.on_error skip leaves out at most {MAX_SKIPPED:.0%}, --data.scene_names chooses scenes"
+            reasons.append(f"train: {describe_unusable(unusable, scenes)}; {remedy}")
+        if reasons:
+            raise InputError("; ".join(reasons))
+
+    def _describe_missing(self, absent: Sequence[str], num_scenes: int) -> str:
+        """Describe the training's scenes whose files are missing, and list them in a file."""
         if self.trainer is None or self.trainer.is_global_zero:
             write_output(Path(MISSING_SCENES), MISSING + "".join(f"{name}\n" for name in absent), MISSING, option="")
         folders = Counter(name.rpartition("/")[0] or "." for name in absent).most_common()
         counts = ", ".join(f"{count} in {folder}" for folder, count in folders[:FIRST])
         more = f", {len(folders) - FIRST} more folders" if len(folders) > FIRST else ""
-        raise InputError(
+        return (
             f"the videos or images of {len(absent)} training scenes are missing, and {num_scenes} scenes are there: "
             f"{counts}{more}; first {', '.join(absent[:FIRST])}; {MISSING_SCENES} lists all: fetch them, or train "
             "without them: --data.on_missing skip"
@@ -486,8 +506,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             file = JSONLines(run / SKIPPED_SCENES)
             file.append([{"id": scene, "error": error} for scene, error in new.items()])
             file.close()
-        for scene, error in new.items():
-            warnings.warn(f"training goes on without {scene}: {error}", stacklevel=2)
+        for error in new.values():  # it begins with the scene's name
+            warnings.warn(f"training goes on without {error}", stacklevel=2)
 
     def _scene_loader(
         self, scenes: list[Scene], dataset: Dataset | None = None, answered: Collection[int] = ()
@@ -581,6 +601,23 @@ def check_split(scenes: Sequence[Scene], split: Split, source: SceneSource, spec
             f"{unit} has lengths in a unit of each scene's own, and questions ask for meters: align predicted cameras "
             "by --model.geometry.scale_from DatasetPoses or MetricModel; DatasetGeometry has 3D tokens in meters"
         )
+
+
+def unusable_scenes(scenes: Sequence[Scene], spec: ModelSpec) -> dict[str, str]:
+    """Return the error of each scene that lacks cameras or depth that the model reads. No file is opened."""
+    errors = {}
+    for scene in scenes:
+        try:
+            check_scene(scene, spec)
+        except InputError as error:
+            errors[scene.name] = str(error)
+    return errors
+
+
+def describe_unusable(errors: Mapping[str, str], scenes: Sequence[Scene]) -> str:
+    """Describe scenes that can't be used, with the error of the first."""
+    first, *_ = errors.values()
+    return f"{len(errors)} of {len(scenes)} scenes can't be used, {', '.join([*errors][:FIRST])} first: {first}"
 
 
 def _put_beside(scenes: Sequence[Scene], suffix: str) -> str:

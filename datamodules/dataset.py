@@ -56,6 +56,7 @@ class SceneDataset(Dataset):
         still_resize: Resizes images in place of `image_bounds`. The frame cache does not keep these images.
         augmentation: Random change of each loaded training scene.
         timeout_s: Seconds for reading a scene. None waits forever.
+        shows_damage: Whether damaged frames of a video are shown. Otherwise they are an error of the scene.
     """
 
     def __init__(
@@ -73,12 +74,14 @@ class SceneDataset(Dataset):
         still_resize: StillResize | None = None,
         augmentation: Augmentation | None = None,
         timeout_s: float | None = None,
+        shows_damage: bool = False,
     ):
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
         self.frame_pairing = frame_pairing or Consecutive()
         self.spec, self.keep = spec, keep
         self.frames_as, self.image_bounds, self.frame_cache = frames_as, image_bounds, frame_cache
         self.still_resize, self.augmentation, self.timeout_s = still_resize, augmentation, timeout_s
+        self.shows_damage = shows_damage
         self._views: dict[int, SceneView] = {}  # open scenes, if `keep`; `_depths` holds their depth
         self._depths: dict[tuple[Path, int], Float32[Tensor, "H W"]] = {}
 
@@ -162,7 +165,7 @@ class SceneDataset(Dataset):
             return self._views[index]
         scene = self.scenes[index]
         check_scene(scene, self.spec)
-        video = Video(scene.images or scene.video)
+        video = Video(scene.images or scene.video, shows_damage=self.shows_damage)
         world_to_camera = K = None
         times_s = None if video.is_folder else video.times_s
         if scene.cameras is not None:
@@ -299,9 +302,8 @@ def in_time(read: Callable[[], LoadedScene], limit_s: float | None) -> LoadedSce
 
 
 def format_scene_error(name: str, error: Exception) -> str:
-    """Return a scene's error in one line that contains the scene's name."""
-    message = describe_fault(error)
-    return message if name.rpartition("/")[2] in message else f"{name}: {message}"
+    """Return a scene's error in one line that begins with the scene's name."""
+    return f"{name}: {describe_fault(error)}"
 
 
 def check_depth(loaded: LoadedScene, spec: ModelSpec, view: SceneView) -> LoadedScene:
@@ -319,15 +321,14 @@ def check_depth(loaded: LoadedScene, spec: ModelSpec, view: SceneView) -> Loaded
 
 def check_scene(scene: Scene, spec: ModelSpec) -> None:
     """Raise an InputError if a scene lacks cameras or depth that the model reads."""
-    beside = companion_name(scene.video)
     if spec.requires_cameras and scene.cameras is None:
-        put = "" if scene.images else f"put {beside}.cameras.json beside it, "
+        put = "" if scene.images else f"put {companion_name(scene.video)}.cameras.json beside it, "
         raise InputError(
             f"{scene.video}: no cameras, and this model needs them: {put}predict them (--model.geometry PretrainedVGGT "
             "--model.camera_source auto), or use a model without cameras (--config qwen25_vl.yaml)"
         )
     if spec.requires_depth and scene.depth is None:
-        remedy = f"put a folder {beside}.depth of 16-bit images beside it "
+        remedy = f"put a folder {companion_name(scene.video)}.depth of 16-bit images beside it "
         remedy += "(DatasetGeometry works without: --model.geometry.depth false)"
         if scene.images:
             remedy = "use a model without depth (--config qwen25_vl.yaml)"

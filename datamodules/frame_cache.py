@@ -14,7 +14,7 @@ from datamodules.video import Video
 from zoo.files.cache import Cache
 from zoo.files.fingerprint import file_fingerprint
 
-VERSION = 1  # increase it when decoding or resizing changes pixels, so that no entry is stale
+VERSION = 2  # increase it when decoding or resizing changes pixels, so that no entry is stale
 
 
 @dataclass
@@ -69,6 +69,7 @@ class FrameCache(Cache):
             "size_hw": [video.height, video.width],
             "indices": list(indices),
             "bounds": asdict(bounds),
+            "shows_damage": video.shows_damage,
             **resizing,
             "version": VERSION,
         }

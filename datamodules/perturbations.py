@@ -32,7 +32,7 @@ from datamodules.augmentations import (
     with_poses,
     without_cameras,
 )
-from datamodules.dataset import SceneDataset
+from datamodules.dataset import SceneDataset, format_scene_error
 from datamodules.depth import resize_depth
 from datamodules.sources.base import ChangePoses, Poses
 from zoo.cameras.poses import invert_se3, rigid_matrix
@@ -375,7 +375,7 @@ class PerturbedScenes(Dataset):
         try:
             return self.perturbation(loaded, lambda: self._read_other(loaded))
         except InputError as error:
-            return replace(loaded, error=str(error))
+            return replace(loaded, error=format_scene_error(loaded.name, error))
 
     def _read_other(self, loaded: LoadedScene) -> LoadedScene:
         """Return the first suitable scene, starting half a list away because neighbors may show the same room."""
@@ -388,7 +388,7 @@ class PerturbedScenes(Dataset):
             has_cameras = other.geometry is not None and other.geometry.has_cameras
             if other.error is None and (has_cameras or not self.perturbation.requires_cameras):
                 return other
-        raise InputError(f"{loaded.name}: the test has no other scene that could perturb it")
+        raise InputError("the test has no other scene that could perturb it")
 
 
 def _in_order(scene: LoadedScene, order: Sequence[int]) -> LoadedScene:

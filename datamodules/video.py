@@ -20,7 +20,9 @@ import av
 import numpy as np
 import torch
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -31,6 +33,7 @@ from torch import Tensor
 HIDDEN_FRAME_CODECS = ("vp8", "mpeg4")  # packets may hold no visible frame: frames must be decoded to be counted
 UNORDERED_FORMATS = ("avi",)  # no presentation times: reordered frames must be decoded to be put in order
 SKIPPING_CODECS = ("h264", "hevc")  # headers mark frames that no other frame refers to: decoding can skip them
+H264_IDR = 5  # type of a unit in the stream
 SEEK_FRAMES = 16  # a seek restarts the decoder and costs about as much as decoding this many frames
 TRUNCATION_FRAMES = 2  # a stream may end this many frames before its stated duration, which is rounded
 
@@ -54,10 +57,11 @@ class VideoFile:
         VideoError: Raised here or in `read`, see `datamodules.video.Video`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.num_frames = path, 0
+    def __init__(self, path: Path, shows_damage: bool = False) -> None:
+        self.path, self.num_frames, self.shows_damage = path, 0, shows_damage
         self._pts: list[int] = []  # timestamps in presentation order; empty if they don't identify the frames
         self._keys: list[int] = []  # key frames, and frame 0, which is reached from the start of the file
+        self._is_strict = not shows_damage
         try:
             with self._open() as container:
                 stream = self._video_stream(container)
@@ -97,14 +101,18 @@ class VideoFile:
             try:
                 for i, frame in frames:
                     if i in pending:
+                        if frame.is_corrupt and not self.shows_damage:
+                            raise self._damaged(self.times_s[i])
                         # one thread, because starting several per frame costs more than they save
                         rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                         yield i, np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame)))
                         pending.remove(i)
                     if not pending:
                         return
-            except (av.FFmpegError, OSError) as error:
+            except (av.FFmpegError, OSError, VideoError) as error:
                 damage = error
+        if isinstance(damage, VideoError):
+            raise damage
         which = f"frame {min(pending)} of {self.num_frames}"
         raise VideoError(f"{self.path}: {which} can't be decoded: copy or download it again") from damage
 
@@ -164,6 +172,7 @@ class VideoFile:
             if packet.size == 0:  # the flush packet at the end
                 continue
             num_packets += 1
+            self._is_strict &= not packet.is_keyframe or _restarts(packet, stream.codec_context)
             is_corrupt |= packet.is_corrupt
             stamps.append((packet.pts, packet.is_keyframe, not packet.is_discard))
             if packet.pts is not None and packet.time_base is not None:
@@ -193,7 +202,38 @@ class VideoFile:
     def _decode_all(self) -> Iterator[tuple[int, VideoFrame]]:
         """Yield all frames with their indices, in presentation order."""
         with self._open() as container:
-            yield from enumerate(container.decode(self._video_stream(container)))
+            stream = self._video_stream(container)
+            yield from enumerate(self._decode(stream, container.demux(stream)))
+
+    def _decode(self, stream: VideoStream, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
+        """Yield the frames of packets.
+
+        Raises:
+            VideoError: Data is damaged, and `_is_strict`.
+        """
+        codec, key = stream.codec_context, None
+        if self._is_strict:
+            codec.options = {"err_detect": "explode"}  # raises errors that are concealed otherwise
+        for packet in packets:
+            if key is None and packet.is_keyframe:
+                key = packet
+            try:
+                frames = codec.decode(packet)
+                is_damaged = self._is_strict and any(frame.is_corrupt for frame in frames)
+            except av.FFmpegError:
+                if not self._is_strict:
+                    raise
+                frames, is_damaged = [], True
+            # frames that are shown before the first key frame may depend on frames that the file does not have
+            if is_damaged and key is not None and (packet.pts is None or key.pts is None or packet.pts >= key.pts):
+                start, time_base = stream.start_time or 0, float(stream.time_base or 0)
+                raise self._damaged(None if packet.pts is None else (packet.pts - start) * time_base)
+            yield from frames
+
+    def _damaged(self, time_s: float | None) -> VideoError:
+        at = "" if time_s is None else f" at {time_s:.2f} s"
+        remedy = "copy or download it again, or show it as it is: --data.on_damage show"
+        return VideoError(f"{self.path}: damaged{at}: {remedy}")
 
     def _decode_sought(self, indices: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Yield the frames that are found by decoding from their key frames."""
@@ -205,23 +245,23 @@ class VideoFile:
                 if key is not None:
                     container.seek(self._pts[key], stream=stream)
                 index_of: dict[int | None, int] = {self._pts[i]: i for i in run}
-                for frame in self._decode_until(container, stream, set(index_of)):
+                for frame in self._decode(stream, self._packets_until(container, stream, set(index_of))):
                     if frame.pts in index_of and not frame.is_corrupt:
                         yield index_of[frame.pts], frame
 
-    def _decode_until(
+    def _packets_until(
         self, container: InputContainer, stream: VideoStream, wanted: set[int | None]
-    ) -> Iterator[VideoFrame]:
-        """Yield frames up to the last one with a wanted timestamp. Unwanted frames may be skipped."""
+    ) -> Iterator[Packet]:
+        """Yield packets up to the last one with a wanted timestamp. Unwanted frames may be skipped."""
         codec, remaining = stream.codec_context, set(wanted)
         for packet in container.demux(stream):
             if self._skips:
                 codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-            yield from codec.decode(packet)
+            yield packet
             remaining.discard(packet.pts)
             if not remaining:
                 if packet.size:  # else the decoder is flushed already
-                    yield from codec.decode(None)
+                    yield Packet()  # flush
                 return
 
 
@@ -229,6 +269,25 @@ def _must_be_decoded(container: InputContainer, stream: VideoStream) -> bool:
     """Return whether frames must be decoded to tell which are shown, and in which order."""
     codec = stream.codec_context
     return codec.name in HIDDEN_FRAME_CODECS or (container.format.name in UNORDERED_FORMATS and codec.codec.reorder)
+
+
+def _restarts(packet: Packet, codec: VideoCodecContext) -> bool:
+    """Return whether decoding can start at a key frame without errors in later frames.
+
+    An H.264 key frame of an open group, or of a gradual refresh, is no IDR picture. Later frames then refer to frames
+    before it, or release them, which is an error to a decoder that starts at the key frame.
+    """
+    if codec.name != "h264":
+        return True
+    data, header = bytes(packet), codec.extradata or b""
+    units = data.split(b"\0\0\1")[1:]
+    if header[:1] == b"\1":  # MP4 and Matroska write the length of a unit before it
+        units, size = [], (header[4] & 3) + 1
+        while data:
+            end = size + int.from_bytes(data[:size], "big")
+            units.append(data[size:end])
+            data = data[end:]
+    return any(unit and unit[0] & 31 == H264_IDR for unit in units)
 
 
 def _is_whole_avi(path: Path) -> bool:
@@ -277,6 +336,8 @@ class Video:
 
     Args:
         path: The file or folder, the image files, or the frames as bytes.
+        shows_damage: Whether damaged frames of a file are returned as the decoder guesses them. Otherwise they are an
+            error, as far as the decoder notices: most in H.264 and MPEG-4, less in HEVC, little in VP9.
 
     Attributes:
         num_frames: Exact number of frames.
@@ -286,12 +347,15 @@ class Video:
         is_folder: Whether the frames are images in a folder.
 
     Raises:
-        VideoError: Raised here or in `read`: the file is missing, truncated, empty, has only sound or is not a video, a
-            frame is unreadable, frame sizes differ, or a folder has no frames.
+        VideoError: Raised here or in `read`: the file is missing, damaged, truncated, empty, has only sound or is not a
+            video, a frame is unreadable, frame sizes differ, or a folder has no frames.
     """
 
-    def __init__(self, path: str | Path | Sequence[Path] | UInt8[Tensor, "N 3 H W"]) -> None:
+    def __init__(
+        self, path: str | Path | Sequence[Path] | UInt8[Tensor, "N 3 H W"], *, shows_damage: bool = False
+    ) -> None:
         self._file: VideoFile | None = None
+        self.shows_damage = shows_damage
         self._frames = path if isinstance(path, Tensor) else None
         if isinstance(path, Tensor):
             self.path, self.is_folder = Path("frames"), False
@@ -306,7 +370,7 @@ class Video:
             self.height, self.width = image_size(self._images[0])
             self.times_s = [float(i) for i in range(self.num_frames)]
         else:
-            self._file = file = VideoFile(self.path)
+            self._file = file = VideoFile(self.path, shows_damage)
             self.num_frames, self.height, self.width = file.num_frames, file.height, file.width
             self.times_s = file.times_s
 

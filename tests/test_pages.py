@@ -290,8 +290,11 @@ def run_code(command: list[str], folder: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_readme_runs_in_a_fresh_clone(tmp_path: Path) -> None:
-    """Its shell and Python blocks in their order; the demo as it is, and other trainings with fewer steps and rooms."""
-    clone = tmp_path / "zoo"
+    """Its shell and Python blocks in their order; the demo as it is, and other trainings with fewer steps and rooms.
+
+    The name of the folder has what breaks a command that isn't quoted, and a letter that is also in many messages.
+    """
+    clone = tmp_path / "ü b'c d" / "zoo"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     (clone / ".venv/bin").mkdir(parents=True)
     for name in ("bin/python", "bin/activate", "pyvenv.cfg", "lib"):  # this environment in place of a new one

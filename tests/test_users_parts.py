@@ -148,6 +148,9 @@ def test_python_gets_the_whole_traceback(place: Path, tmp_path: Path, monkeypatc
     with pytest.raises(Exception) as raised, add_file_to_errors("settings.json"):  # noqa: PT011 - of any type
         from_config(CameraEncoding, config)
     assert re.fullmatch(f"settings.json: {line_of(place, 'FAIL')}", str(raised.value))
+    for file, named in ("b", "b: a/bob"), ("a", "a/bob"):  # a name within a longer word names nothing
+        with pytest.raises(InputError, match=f"^{named} is damaged$"), add_file_to_errors(file):
+            raise InputError("a/bob is damaged")
     shown = "".join(traceback.format_exception(raised.value))
     assert f'File "{place}", line {LINES["TypeError"]}, in fail' in shown
 

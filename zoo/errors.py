@@ -80,7 +80,8 @@ def add_file_to_errors(file: object) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(input_error(error) or describe(unwrapped(error)))
-        raise InputError(reason if str(file) in reason else f"{file}: {reason}") from error
+        names_file = re.search(rf"(?<!\w){re.escape(str(file))}(?!\w)", reason)  # not as a part of another word
+        raise InputError(reason if names_file else f"{file}: {reason}") from error
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

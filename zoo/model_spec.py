@@ -124,7 +124,7 @@ class ModelSpec:
     def check_cameras(self, scene: LoadedScene) -> None:
         """Raise an InputError if a prepared scene lacks the cameras that the model requires."""
         if self.requires_cameras and scene.cameras is None:
-            raise InputError(f"{scene.name}: no cameras, and this model needs them: give the scene a cameras.json")
+            raise InputError("no cameras, and this model needs them: give the scene a cameras.json")
 
     def check_scene_packing(self) -> None:
         """Check that several scenes may share a sequence.

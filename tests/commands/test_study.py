@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import signal
 import statistics
 import subprocess
@@ -75,7 +76,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 def run(*words: str, name: str = "toys") -> None:
     """Run a study whose trainings are faked."""
-    study([f"studies/{name}.yaml", "--launcher", f"{sys.executable} {fake_main.__file__}", *words])
+    study([f"studies/{name}.yaml", "--launcher", shlex.join([sys.executable, fake_main.__file__]), *words])
 
 
 def calls() -> list[str]:
@@ -501,12 +502,12 @@ def test_an_interrupted_study_has_its_trainings_saved(write: Write, capsys: pyte
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        study(["studies/toys.yaml", *ROW, "--launcher", str(launcher)])
+        study(["studies/toys.yaml", *ROW, "--launcher", shlex.quote(str(launcher))])
     assert Path("saved").exists()
     assert "to go on, from the checkpoints: python " in capsys.readouterr().out
     launcher.write_text("#!/bin/bash\nexit 143\n")  # SLURM has asked the training to end, and not the study
     with pytest.raises(SystemExit) as ended:
-        study(["studies/toys.yaml", *ROW, "--launcher", str(launcher)])
+        study(["studies/toys.yaml", *ROW, "--launcher", shlex.quote(str(launcher))])
     assert ended.value.code == 143
 
 

@@ -141,6 +141,9 @@ def test_a_scene_is_tried_twice(failures: int, calls: int, is_read: bool, tmp_pa
         loaded = stalling[0]
         assert stalling.calls == calls and (loaded.frames is not None) == is_read
         assert str(loaded.error).startswith("None" if is_read else f"a/b: {kind.__name__}: stalled ({__file__}:")
+        if not is_read:  # the name stands also in front of a message that contains it, as a part of a path
+            told = Stalling(tmp_path, kind("/home/bob: stalled"), failures)[0]
+            assert str(told.error).startswith(f"a/b: {kind.__name__}: /home/bob: stalled (")
     with pytest.raises(ZeroDivisionError):  # a bug is no fault of the scene
         Stalling(tmp_path, ZeroDivisionError(), 1)[0]
 
@@ -445,7 +448,7 @@ def test_a_stream_that_never_ends_is_a_named_error(num_workers: int, is_silent: 
     guard = {"timeout": 60} if num_workers else {}  # it fails if a worker hangs
     loaded, other = DataLoader(shown, batch_size=None, num_workers=num_workers, **guard)
     assert loaded.error is not None and loaded.frames is None and loaded.questions == (QUESTION,)
-    assert loaded.error.startswith(f"{stuck}: not read within 3 s: ") and "--data.timeout_s" in loaded.error
+    assert loaded.error.startswith(f"mine/stuck: {stuck}: not read within 3 s: ") and "--data.timeout_s" in loaded.error
     assert "\n" not in loaded.error
     assert other.error is None and other.frames is not None  # the same worker goes on
     os.close(os.open(stuck, os.O_RDWR | os.O_NONBLOCK))  # let go of a waiting thread

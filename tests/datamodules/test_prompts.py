@@ -83,7 +83,7 @@ def test_a_question_with_a_mark_of_the_chat_is_refused_and_spoils_no_other(build
     if alone.sequences is not None:
         assert torch.equal(sequences_of(found).input_ids, alone.sequences.input_ids)
     said = "question c holds <|video_pad|>, a special token of the chat: take it out"
-    assert [(record["scene"], record["error"]) for record in found.failed] == [("a", said), ("b", said)]
+    assert [(record["scene"], record["error"]) for record in found.failed] == [("a", f"a: {said}"), ("b", f"b: {said}")]
     fine = Question("d", "object_counting", "How many <b>chairs</b> | tables?", "4")
     assert not build(tiny_preprocessor(), scene("a", fine)).failed
 
@@ -150,9 +150,8 @@ def test_faults_of_a_scene_in_a_worker_travel_as_its_records() -> None:
     assert left.num_answers == (2,) and sequences_of(left).scene_index == [[0], [0]]
     reasons = {each["scene"]: each["error"] for each in batch.failed}
     assert set(reasons) == {"odd", "long"} and reasons["odd"]
-    assert re.fullmatch(
-        "question long has [0-9]+ tokens, more than the 200 of the model's context: lower .*", reasons["long"]
-    )
+    said = "long: question long has [0-9]+ tokens, more than the 200 of the model's context: lower .*"
+    assert re.fullmatch(said, reasons["long"]) and reasons["odd"].startswith("odd: ")
     assert not question_batch(tiny_preprocessor(), long, context_length=200).failed  # an answer's length is known later
 
 

@@ -9,6 +9,7 @@ import random
 import shutil
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -351,7 +352,7 @@ def test_an_unreadable_scene_ends_a_training_unless_it_is_skipped(root: Path, tm
     with pytest.warns(UserWarning) as said:
         learner = fit(tmp_path / "run", Hundred(root, 1), max_epochs=1, on_error="skip")
     named = [str(each.message) for each in said if "goes on without" in str(each.message)]
-    assert len(named) == 1 and named[0].startswith("training goes on without tiny/100: ") and REASON in named[0]
+    assert len(named) == 1 and named[0].startswith(f"training goes on without tiny/100: {root}")
     assert ids(learner.asked) == sorted(map(str, range(100))) and len(learner.asked) == 101  # a step learns nothing
     assert list(skipped_scenes(tmp_path / "run")) == ["tiny/100"]
     # of `weight ** 2` by the weight: a step is the mean over the answers that can be read
@@ -409,6 +410,32 @@ def test_a_training_from_its_start_forgets_the_scenes_of_another(root: Path, tmp
     (tmp_path / "skipped_scenes.jsonl").write_text('{"id": "tiny/former", "error": ""}\n')
     fit(tmp_path, Hundred(root, 1), max_steps=10, on_error="skip")  # which resumes
     assert {"tiny/former"} & skipped_scenes(tmp_path).keys()
+
+
+def test_missing_cameras_end_a_training_before_its_first_step(root: Path, tmp_path: Path) -> None:
+    class Posed(Hundred):
+        bare: tuple[int, ...] = ()
+
+        def scenes(self, split: Split) -> list[Scene]:
+            scenes = super().scenes(split)  # a file of cameras is not opened before its scene is read
+            return [replace(s, cameras=None if i in self.bare else tmp_path / "c.json") for i, s in enumerate(scenes)]
+
+    class Seeing(Learner):
+        def model_spec(self, *, training: bool = False) -> ModelSpec:
+            return replace(super().model_spec(training=training), requires_cameras=True)
+
+    data = data_of(Posed(root, 0), Seeing(), tmp_path)
+    data.setup("fit")
+    for Posed.bare, on_error, is_refused in (((2, 5), "raise", True), ((2, 5), "skip", True), ((), "raise", False)):
+        data.on_error = on_error
+        says = "^train: 2 of 100 scenes can't be used, tiny/2, tiny/5 first: .*: no cameras, .* --data.on_error skip "
+        with pytest.raises(InputError, match=says) if is_refused else nullcontext():
+            data.train_dataloader()
+    Posed.bare = (2,)
+    data.on_error = "skip"
+    data.train_dataloader()  # one of a hundred may be left out
+    with pytest.warns(UserWarning, match="^val: 1 of 100 scenes can't be used, tiny/2 first: .*score 0$"):
+        data.val_dataloader()
 
 
 # ---- scenes whose files are missing -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -30,6 +31,7 @@ KINDS = {
     "b_pyramid.mp4": {"options": SECOND | {"x264-params": "b-pyramid=normal:ref=4"}},
     "open_gop.mkv": {"options": SECOND | {"x264-params": "open-gop=1"}},
     "open_gop.mov": {"options": SECOND | {"x264-params": "open-gop=1"}},
+    "open_gop_hevc.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none:keyint=30:open-gop=1"}},
     "fragments.mp4": {"options": SECOND, "container": {"movflags": "frag_keyframe+empty_moov"}},
     "short_gops.mp4": {"options": {"g": "3", "bf": "1"}},
     "intra_refresh.mp4": {"options": {"x264-params": "intra-refresh=1:keyint=30", "bf": "0"}},
@@ -135,7 +137,10 @@ def trim_video(source: Path, path: Path, first: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("name", "first"), [("variable_rate.mp4", 45), ("b_frames.mp4", 100), ("open_gop.mov", 45)])
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("variable_rate.mp4", 45), ("b_frames.mp4", 100), ("open_gop.mov", 45), ("open_gop_hevc.mp4", 45)],
+)
 def test_a_clip_trimmed_without_encoding_shows_its_frames_at_their_times(name: str, first: int, tmp_path: Path) -> None:
     path = trim_video(video_file(tmp_path, name), tmp_path / "trimmed.mp4", first)
     video, everything = Video(path), decode_everything(path)
@@ -304,8 +309,30 @@ def test_packets_that_do_not_decode_are_an_error_when_they_are_read(tmp_path: Pa
         changed[start : start + size] = b"\xff" * size
     path.write_bytes(changed)
     assert number_of(video.read([29])[0]) == 29
-    with pytest.raises(VideoError, match=r"a\.mp4: .*decod"):
+    with pytest.raises(VideoError, match=r"a\.mp4: damaged at 1\.00 s: .* --data.on_damage show$"):
         video.read([29, 49])
+
+
+@pytest.mark.parametrize("name", ["b_frames.mp4", "variable_rate.mkv", "variable_rate_mpeg4.mp4"])
+def test_most_damage_is_an_error_and_is_shown_on_request(name: str, tmp_path: Path) -> None:
+    path, rng = video_file(tmp_path, name), np.random.default_rng(0)
+    shown, whole = list(range(0, COUNT, 10)), Video(path).read(range(0, COUNT, 10))
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size > 40]
+    wrong = dict.fromkeys((False, True), 0)
+    for place, size in rng.choice(packets, 12):
+        changed = bytearray(content(name))
+        changed[place + size // 2 : place + size] = rng.bytes(size - size // 2)
+        path.write_bytes(changed)
+        for shows_damage in wrong:
+            try:
+                frames = Video(path, shows_damage=shows_damage).read(shown)
+            except VideoError as error:
+                said = str(error).removeprefix(f"{path}: ")
+                assert re.match("damaged at [0-9.]+ s: |not a video, or cut short ", said)
+            else:
+                wrong[shows_damage] += not torch.equal(frames, whole)
+    assert wrong[False] <= 1 < 6 <= wrong[True]
 
 
 def write_sound(path: Path) -> None:
