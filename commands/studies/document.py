@@ -16,12 +16,11 @@ import pandas as pd
 from callbacks.baselines import BELOW, MEANING, NAMES, blind_only, is_below
 from commands.reports.plot import draw, draw_curves
 from commands.reports.statistics import Difference, difference, verdicts
-from commands.studies.results import Result, Results
+from commands.studies.results import UNLEARNED, Result, Results
 from commands.studies.study_file import OWN, Comparison, Study, as_words
 from datamodules.sources.base import ORACLE
 from zoo.files.atomic_io import write_whole
 
-UNLEARNED = "unlearned"  # in the name of a null model's error
 MAX_FAMILIES = 7  # rows of more families than colors are not colored
 Rows = dict[str, dict[str, list[float]]]  # a plot's scores by row and column, one per seed
 
