@@ -2,14 +2,15 @@
 
 Blind baselines are the best constant, the text alone and the cameras alone. Text and cameras answer as learned from the
 training questions. Questions about the camera's own motion need no training (`Benchmark.answers_from_cameras`). Oracles
-answer from the exact geometry of rendered scenes, see `SceneSource.oracles`: blind ones lack something that a model
-needs, such as the pixel, others show what is possible. All are scored in the same way as the test's answers. Of the
-perturbations, only `CameraErrors` affect them: oracles are then fitted on true cameras and answer from the wrong ones
-of the test.
+answer from the exact geometry of rendered scenes: blind ones lack something that a model needs, such as the pixel,
+others show what is possible. Where the distribution of the answers is known, they are exact (`SceneSource.posteriors`).
+Otherwise they are fitted (`SceneSource.oracles`). All are scored in the same way as the test's answers. Of the
+perturbations, only `CameraErrors` affect them: oracles then answer from the wrong cameras of the test.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -448,8 +449,9 @@ class BlindBaselines:
     """The baselines of a test.
 
     Attributes:
-        scores: For each baseline, the result of `Benchmark.aggregate`. `constant` also has its `answers` by type. If a
-            baseline has no answer to some types, means that include these types are None.
+        scores: For each baseline, the result of `Benchmark.aggregate`. `constant` also has its `answers` by type, and
+            an exact rule the test's `hits`, see `hit_test`. If a baseline has no answer to some types, means that
+            include these types are None.
         remarks: Why a baseline is missing or limited.
     """
 
@@ -517,6 +519,11 @@ def blind_baselines(
         rows = {scene.name: (scene, None) for scene, _ in training} | {s.name: (s, change_poses) for s, _ in tested}
         known = ((name, source.oracles(*row)) for name, row in progress(rows.items(), "oracles", "scenes"))
         knowledge = dict(known)
+        exact = {scene.name: source.posteriors(scene, change_poses) for scene, _ in tested}
+        found.scores.update(rule_scores(exact, tested, records, benchmark, scorer))
+        if change_poses is None:
+            for name, hits in hit_test(exact, tested, records, benchmark, scorer).items():
+                found.scores[name]["hits"] = hits
         found.scores.update(oracle_scores(knowledge, training, tested, records, benchmark, scorer))
     except SCENE_FAULTS as error:
         found.remarks.append(f"no oracles: {describe_fault(error)}")
@@ -552,6 +559,110 @@ def oracle_scores(
         if answers:
             scores[oracle] = _score(answers, records, benchmark, scorer)
     return scores
+
+
+Posteriors = Mapping[str, Mapping[str, Mapping[str, float]]]  # by scene, rule and answer
+
+
+def rule_scores(
+    posteriors: Posteriors,
+    tested: Sequence[tuple[Scene, Question]],
+    records: Sequence[Record],
+    benchmark: Benchmark,
+    scorer: str,
+) -> dict[str, dict[str, Any]]:
+    """Return the score of each exact rule, which gives the possible answer with the best expected score.
+
+    The errors in degrees are those of the possible answer with the least expected error.
+
+    Args:
+        posteriors: The probability of each answer, see `SceneSource.posteriors`.
+        tested: The test's questions with their scenes.
+        records: The test's records, with `id`, `question_type` and `ground_truth`.
+        benchmark: The benchmark of the questions.
+        scorer: Name of the benchmark's scorer.
+    """
+
+    @cache
+    def gain(kind: str, answer: str, truth: str) -> float:
+        return benchmark.score(answer, truth, kind, scorer)
+
+    @cache
+    def loss(kind: str, answer: str, truth: str) -> float:
+        return -(benchmark.degrees_off(answer, truth, kind, scorer) or 0.0)
+
+    scores: dict[str, dict[str, Any]] = {}
+    for rule in dict.fromkeys(name for own in posteriors.values() for name in own):
+        known = [(q, own) for scene, q in tested if (own := posteriors[scene.name].get(rule))]
+        answers: dict[str, str] = {}
+        nearest: dict[str, str] = {}
+        for kind in {question.question_type for question, _ in known}:
+            asked = {question.id: likely for question, likely in known if question.question_type == kind}
+            answers |= _best(asked, partial(gain, kind))
+            if kind in benchmark.angle_types:
+                nearest |= _best(asked, partial(loss, kind))
+        scores[rule] = _score(answers, records, benchmark, scorer, nearest)
+    return scores
+
+
+def _best(posteriors: Mapping[str, Mapping[str, float]], gain: Callable[[str, str], float]) -> dict[str, str]:
+    """Return the possible answer to each question that has the greatest expected gain.
+
+    Args:
+        posteriors: The probability of each answer, by the question's id.
+        gain: The gain by an answer, if another is right.
+    """
+    every = sorted({answer for likely in posteriors.values() for answer in likely})
+    place = {answer: number for number, answer in enumerate(every)}
+    gains = np.array([[gain(answer, truth) for truth in every] for answer in every])
+    found = {}
+    for id, likely in posteriors.items():
+        own = [place[answer] for answer in likely]
+        expected = gains[np.ix_(own, own)] @ np.array([*likely.values()])
+        found[id] = every[own[int(expected.round(9).argmax())]]
+    return found
+
+
+def hit_test(
+    posteriors: Posteriors,
+    tested: Sequence[tuple[Scene, Question]],
+    records: Sequence[Record],
+    benchmark: Benchmark,
+    scorer: str,
+) -> dict[str, dict[str, float]]:
+    """Return whether a test's answers are right more often than what each exact rule knows permits.
+
+    For each question, the test is 1 over the probability that the given answer is right, if it is right, and otherwise
+    0. Whoever answers from what a rule knows has a mean of at most 1. A mean well above 1 shows that the answers used
+    more. A mean of at most 1 shows nothing. Answers that can't be parsed are wrong.
+
+    Args:
+        posteriors: The probability of each answer, see `SceneSource.posteriors`.
+        tested: The test's questions with their scenes.
+        records: The test's records, with `id`, `question_type`, `ground_truth` and `prediction`.
+        benchmark: The benchmark of the questions.
+        scorer: Name of the benchmark's scorer.
+
+    Returns:
+        For each rule the `mean` and its `standard_error`.
+    """
+    scenes = {question.id: scene.name for scene, question in tested}
+    values: dict[str, list[float]] = {}
+    for record in records:
+        prediction = "" if record.get("error") else record["prediction"]
+
+        def is_hit(truth: str, prediction: str = prediction, record: Record = record) -> bool:
+            return benchmark.is_hit(prediction, truth, record["question_type"], scorer)
+
+        right = is_hit(record["ground_truth"])
+        for rule, likely in posteriors.get(scenes.get(record["id"], ""), {}).items():
+            chance = sum(own for truth, own in likely.items() if is_hit(truth)) if right else 1.0
+            values.setdefault(rule, []).append(right / chance if chance else math.inf)
+    return {
+        rule: {"mean": float(np.mean(own)), "standard_error": float(np.std(own, ddof=1) / len(own) ** 0.5)}
+        for rule, own in values.items()
+        if len(own) > 1
+    }
 
 
 def evenly(rows: Sequence[Row], most: int) -> Sequence[Row]:
@@ -653,13 +764,24 @@ def _read_cameras(scene: Scene) -> tuple[np.ndarray, np.ndarray] | None:
     return world_to_camera.numpy(), K.numpy()
 
 
-def _score(answers: Answers, records: Sequence[Record], benchmark: Benchmark, scorer: str) -> dict[str, Any]:
-    """Aggregate the scores of answers over the types in which every question has an answer."""
+def _score(
+    answers: Answers, records: Sequence[Record], benchmark: Benchmark, scorer: str, nearest: Answers | None = None
+) -> dict[str, Any]:
+    """Aggregate the scores of answers over the types in which every question has an answer.
+
+    Errors in degrees are those of the answers, or of `nearest`.
+    """
     by_type: dict[str, list[float | None]] = {}
     for record in records:
         by_type.setdefault(record["question_type"], []).append(_score_of(answers, record, benchmark, scorer))
     covered = {kind: [each for each in own if each is not None] for kind, own in by_type.items() if None not in own}
-    result = benchmark.aggregate(covered, scorer)
+    degrees: dict[str, list[float]] = {}
+    for record in records:
+        if (kind := record["question_type"]) in covered and kind in benchmark.angle_types:
+            answer = (nearest or answers)[record["id"]]
+            error = benchmark.degrees_off(answer, record["ground_truth"], kind, scorer)
+            degrees.setdefault(kind, []).append(math.nan if error is None else error)
+    result = benchmark.aggregate(covered, scorer, degrees)
     for group, kinds in benchmark.groups.items():
         if (by_type.keys() - covered.keys()) & set(kinds):
             result[group] = {"micro": None, "macro": None}

@@ -325,7 +325,9 @@ def in_order(records: Iterable[dict[str, Any]], ids: Iterable[str]) -> list[dict
 
 def _scalars(result: Mapping[str, Any], stage: Stage) -> dict[str, float]:
     """Return flat names and scores for the loggers, without groups that have no questions."""
-    scores = {f"{stage}/{kind}": entry["score"] for kind, entry in result["per_question_type"].items()}
+    types = result["per_question_type"]
+    scores = {f"{stage}/{kind}": entry["score"] for kind, entry in types.items()}
+    scores |= {f"{stage}/{kind}/degrees": entry["degrees"] for kind, entry in types.items() if "degrees" in entry}
     for group in ("acc", "mra", "all"):
         scores |= {f"{stage}/{group}/{mean}": score for mean, score in result[group].items() if score is not None}
     return scores

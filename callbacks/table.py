@@ -18,6 +18,7 @@ from zoo.errors import printable
 from zoo.metrics import BenchmarkScore
 
 SAME = 1e-6  # larger than the difference between float32 and float64 means of the same thresholds
+ONE_SIDED = 1.645  # standard errors by which a hit test must exceed 1, at a level of 5 %
 WIDTH = 150  # wide enough for the table even in a terminal of 80 columns, so that no number is cut off
 GROUPS = {"acc": "accuracy", "mra": "MRA", "all": "all"}
 OWN_GROUPS = {"acc": "choices and texts", "mra": "numbers", "all": "all"}  # whose scores need be no MRA
@@ -123,7 +124,8 @@ def render(
     text = capture.get()
     lines = [title, *(line.rstrip() for line in text.splitlines() if line.strip())]
     lines += [MEANING] if f" {BELOW}" in text else []
-    lines += [f"{name} {_both(each['all'])}" for name, each in blind.items() if name not in shown]
+    lines += [f"{name} {_both(each['all'])}{_details(each)}" for name, each in blind.items() if name not in shown]
+    lines += _errors_in_degrees(metrics, shown)
     said = verdict(metrics["all"]["macro"], {name: each["all"]["macro"] for name, each in blind.items()})
     lines += [said] if said else []
     return "\n".join([*lines, *map(printable, (*remarks, *_notes(metrics, chosen_by)))])
@@ -220,6 +222,26 @@ def _both(means: Mapping[str, float | None]) -> str:
 def _reason(failed: Mapping[str, str]) -> str:
     """Return a scene's error without the scene's name, with which it begins unless the model failed."""
     return failed["error"].removeprefix(f"{failed['scene']}: ")
+
+
+def _errors_in_degrees(metrics: Scores, shown: Sequence[str]) -> list[str]:
+    """Return the mean error of each type of directions, beside those of the named baselines."""
+    lines = []
+    for kind, entry in metrics["per_question_type"].items():
+        types = [(NAMES[name], metrics["baselines"][name]["per_question_type"].get(kind, {})) for name in shown]
+        errors = [("mean error", entry), *types]
+        found = [f"{name} {own['degrees']:.1f}°" for name, own in errors if "degrees" in own]
+        lines += [f"{kind}: {', '.join(found)}"] if "degrees" in entry else []
+    return lines
+
+
+def _details(baseline: Scores) -> str:
+    """Return the errors in degrees of a baseline, and whether the test's answers show more knowledge than it has."""
+    text = "".join(f", {own['degrees']:.1f}°" for own in baseline["per_question_type"].values() if "degrees" in own)
+    if hits := baseline.get("hits"):
+        text += f"; hits {hits['mean']:.2f} ± {hits['standard_error']:.2f}"
+        text += ": knows more" if hits["mean"] - ONE_SIDED * hits["standard_error"] > 1 else ""
+    return text
 
 
 def _plural(count: int, noun: str) -> str:

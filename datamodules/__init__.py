@@ -22,7 +22,15 @@ __getattr__, __all__ = lazy_exports(
         ],
         "sources": [
             *("Conversations", "Mixture", "PanelAnywhere", "PanelDirection", "PanelDistance", "PanelDwelling"),
-            *("PanelFreeTurn", "PanelIntrinsics", "PanelKnownSize", "PanelMotion", "PanelOrder", "PanelPairs"),
+            *(
+                "PanelFreeTurn",
+                "PanelGlimpse",
+                "PanelIntrinsics",
+                "PanelKnownSize",
+                "PanelMotion",
+                "PanelOrder",
+                "PanelPairs",
+            ),
             *("PanelParallax", "PanelRooms", "PanelRotation", "PanelTask", "PanelTranslation", "PanelTurn"),
             "PanelTwoViews",
             *("PosedScenes", "ReVSI", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource"),

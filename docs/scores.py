@@ -18,14 +18,15 @@ from commands.reports.statistics import Difference, verdicts
 from commands.studies.document import Cell, Document
 from commands.studies.results import open_results
 from commands.studies.study_file import OWN, read_study
-from datamodules.sources.rooms.panel_oracles import POSES
+from datamodules.sources.rooms.panel_oracles import AMOUNT, COARSE, NEARNESS
 from zoo.errors import InputError
 
-BASELINES = {**{label: name for name, label in NAMES.items()}, POSES: POSES}
+BASELINES = {**{label: name for name, label in NAMES.items()}, **{name: name for name in (NEARNESS, AMOUNT, COARSE)}}
 # the document, the first cell of its row, and of the result: study, setting, column and test.
 # A study without columns has the column None. The test None is the setting's own.
 SCORES: list[tuple[str, str, str, str, str | None, str | None]] = [
-    *(("README.md", name, "turn", name, None, None) for name in (*NAMES.values(), POSES, "images alone", "PRoPE")),
+    *(("README.md", name, "turn", name, None, None) for name in (*NAMES.values(), NEARNESS, AMOUNT, COARSE)),
+    *(("README.md", name, "turn", name, None, None) for name in ("images alone", "PRoPE")),
     ("README.md", "PRoPE, tested with the cameras of another room", "turn", "PRoPE", None, "cameras of another room"),
 ]
 

@@ -153,7 +153,7 @@ def scores_of_rules(task: PanelTurn, frames: int) -> tuple[float, float, float]:
         nearest = 90 * round(turn / 90)
         truth = float(question.ground_truth)
         for scores, answer in ((exact, turn + pixel[best]), (quarter, nearest + pixel[best]), (blind, turn)):
-            possible = task.turns_deg[np.abs(task.turns_deg - answer % 360).argmin()]
+            possible = task.classes[np.abs(task.classes - answer % 360).argmin()]
             scores.append(np.mean(abs(possible - truth) / truth <= 1 - np.linspace(0.5, 0.95, 10)))
     return float(np.mean(exact)), float(np.mean(quarter)), float(np.mean(blind))
 

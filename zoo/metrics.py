@@ -5,6 +5,7 @@ The scorers of VSI-Bench and their rules are in `zoo.benchmarks.scorers`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -85,8 +86,9 @@ class BenchmarkScore(Metric):
     """Scores of a benchmark by question type, with micro and macro means.
 
     Each sample id counts once, by its first row, because DistributedSampler repeats samples to fill its last round. All
-    rows without an id count. A row holds the fingerprint of its id, the index of its question type, and its score as
-    the bits of a float64 in an integer, so that no precision change of a module rounds it.
+    rows without an id count. A row holds the fingerprint of its id, the index of its question type, its score, and its
+    error in degrees (NaN for other types). The latter are the bits of a float64 in an integer, so that no precision
+    change of a module rounds them.
 
     Args:
         benchmark: Defines question types, scores and aggregation.
@@ -99,7 +101,7 @@ class BenchmarkScore(Metric):
 
     full_state_update = False
     higher_is_better = True
-    rows: list[Int64[Tensor, "N 3"]]
+    rows: list[Int64[Tensor, "N 4"]]
 
     def __init__(self, benchmark: Benchmark, scorer: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -129,9 +131,11 @@ class BenchmarkScore(Metric):
         ids = [uuid4().hex for _ in answers] if sample_ids is None else list(map(str, sample_ids))
         keys = [int(fingerprint(id.encode(errors="backslashreplace"))[:16], 16) >> 1 for id in ids]
         places = [self.benchmark.question_types.index(kind) for kind in question_types]
-        bits = torch.tensor(scores, dtype=torch.float64).view(torch.int64).tolist()
-        rows = list(zip(keys, places, bits, strict=True))
-        self.rows.append(torch.tensor(rows, dtype=torch.int64, device=self.device).reshape(-1, 3))
+        errors = [self.benchmark.degrees_off(*answer, self.scorer) for answer in answers]
+        measured = [[score, math.nan if error is None else error] for score, error in zip(scores, errors, strict=True)]
+        bits = torch.tensor(measured, dtype=torch.float64).view(torch.int64).tolist()
+        rows = [[key, place, *own] for key, place, own in zip(keys, places, bits, strict=True)]
+        self.rows.append(torch.tensor(rows, dtype=torch.int64, device=self.device).reshape(-1, 4))
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add the scores of records, see `with_scores`. Records without a score do not count."""
@@ -147,15 +151,19 @@ class BenchmarkScore(Metric):
 
     def compute(self) -> dict[str, dict[str, Any]]:
         """Return the aggregated scores, see `Benchmark.aggregate`. The order and split of rows have no effect."""
-        rows = dim_zero_cat(self.rows).cpu() if len(self.rows) else torch.empty(0, 3, dtype=torch.int64)
-        scores = rows[:, 2].contiguous().view(torch.float64).tolist()
-        first: dict[int, tuple[int, float]] = {}
-        for id, kind, score in zip(rows[:, 0].tolist(), rows[:, 1].tolist(), scores, strict=True):
-            first.setdefault(id, (kind, score))
-        by_type: dict[str, list[float]] = {}
-        for kind, score in first.values():
-            by_type.setdefault(self.benchmark.question_types[kind], []).append(score)
-        return self.benchmark.aggregate(by_type, self.scorer)
+        rows = dim_zero_cat(self.rows).cpu() if len(self.rows) else torch.empty(0, 4, dtype=torch.int64)
+        measured = rows[:, 2:].contiguous().view(torch.float64).tolist()
+        first: dict[int, tuple[int, float, float]] = {}
+        for id, kind, own in zip(rows[:, 0].tolist(), rows[:, 1].tolist(), measured, strict=True):
+            first.setdefault(id, (kind, *own))
+        scores: dict[str, list[float]] = {}
+        degrees: dict[str, list[float]] = {}
+        for place, score, error in first.values():
+            kind = self.benchmark.question_types[place]
+            scores.setdefault(kind, []).append(score)
+            if not math.isnan(error):
+                degrees.setdefault(kind, []).append(error)
+        return self.benchmark.aggregate(scores, self.scorer, degrees)
 
 
 class VSIBenchScore(BenchmarkScore):

@@ -17,13 +17,12 @@ from callbacks.baselines import BELOW, MEANING, NAMES, blind_only, is_below
 from commands.reports.plot import draw, draw_curves
 from commands.reports.scores import Tested
 from commands.reports.statistics import FEWEST, ONE_SEED, Difference, difference, margin, shown, verdicts
-from commands.studies.results import Result, Results
+from commands.studies.results import UNLEARNED, Result, Results
 from commands.studies.study_file import OWN, Comparison, Study, as_words
 from datamodules.sources.base import ORACLE
 from zoo.files.atomic_io import write_whole
 from zoo.files.ownership import refuse_existing
 
-UNLEARNED = "unlearned"  # in the name of a null model's error
 ALONE = "*"  # marks an interval of one seed
 START = "model.initial_weights"
 MAX_FAMILIES = 7  # rows of more families than colors are not colored

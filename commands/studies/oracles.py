@@ -11,13 +11,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from callbacks.baselines import MOST_SCENES, constant_baseline, evenly, oracle_scores
+from callbacks.baselines import MOST_SCENES, constant_baseline, evenly, oracle_scores, rule_scores
 from commands.parser import build, command_parser, parse
 from commands.studies.results import Questions, Result, Results, rounded_scores
 from commands.studies.study_file import Options, as_words
 from datamodules.perturbations import Perturbation, wrong_poses
 from datamodules.sources import PanelRooms
-from datamodules.sources.base import ChangePoses, Split
+from datamodules.sources.base import ORACLE, POSSIBLE, ChangePoses, Split
 from zoo.files.atomic_io import json_lines, write_whole
 
 SOURCE, PERTURBATION = "data.source", "data.perturbation"
@@ -44,7 +44,9 @@ def add_oracles(results: Results) -> Iterator[str]:
             yield f"{key[0]}: {_describe(found[key]) if is_same else 'no panel rooms, or they have changed since'}"
             if not is_same:
                 found[key] = {}
-        results.own[number] = replace(result, baselines={**result.baselines, **found[key]})
+        if found[key]:  # former oracles are replaced
+            kept = {name: own for name, own in result.baselines.items() if not name.startswith((ORACLE, POSSIBLE))}
+            results.own[number] = replace(result, baselines={**kept, **found[key]})
     lines: dict[object, Questions | Result] = {}
     for number, result in enumerate(results.own):  # questions come before the first result that names them
         lines |= {result.questions: results.questions[result.questions], number: result}
@@ -56,15 +58,18 @@ def _score(options: Options, questions: Questions) -> Scores:
     if str(options.get(f"{SOURCE}.class_path")).rpartition(".")[2] != PanelRooms.__name__:
         return {}
     source, change_poses = _build(options)
-    training = [source.drawn_oracles("train", index) for index in evenly(range(source.counts["train"]), MOST_SCENES)]
-    tested = [source.drawn_oracles(*_place(scene), change_poses) for scene in dict.fromkeys(questions.scenes)]
+    training = [source.drawn("train", index) for index in evenly(range(source.counts["train"]), MOST_SCENES)]
+    tested = [source.drawn(*_place(scene), change_poses) for scene in dict.fromkeys(questions.scenes)]
     asked, shown = (
-        [(scene, question) for scene, _ in rows for question in scene.questions] for rows in (training, tested)
+        [(scene, question) for scene, *_ in rows for question in scene.questions] for rows in (training, tested)
     )
     records = [vars(question) for _, question in shown if question.id in questions.ids]
-    knowledge = {scene.name: known for scene, known in (*training, *tested)}
-    scores = constant_baseline(records, source.benchmark, questions.scorer).scores
-    scores |= oracle_scores(knowledge, asked, shown, records, source.benchmark, questions.scorer)
+    about = records, source.benchmark, questions.scorer
+    scores = constant_baseline(*about).scores
+    exact = {scene.name: source.task.posteriors(room, video) for scene, room, video in tested}
+    scores |= rule_scores(exact, shown, *about)
+    knowledge = {scene.name: source.task.oracles(room, video) for scene, room, video in (*training, *tested)}
+    scores |= oracle_scores(knowledge, asked, shown, *about)
     return {name: rounded_scores(each) for name, each in scores.items()}
 
 

@@ -24,6 +24,7 @@ from zoo.files.atomic_io import JSONLines, read_json, read_records
 from zoo.files.fingerprint import fingerprint
 
 DIGITS = 5  # of a score
+UNLEARNED = "unlearned"  # in the name of a null model's error
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Result:
         baselines: The same of each blind baseline, by its name.
         questions: Key of the questions.
         question_scores: The score of each question.
-        errors: The errors of what the model's objectives predict. `<objective>/unlearned/<name>` is a null model's.
+        errors: The errors of what the model's objectives predict, and of directions, `degrees/<question type>`.
+            `<objective>/unlearned/<name>` is a null model's, for directions the best constant's.
         small_parameters: Values of each small parameter before and after the training, see `Task`.
         curve: Pairs of a training step and the score of the validation scenes at it, in the measure of the row.
         predictions: The answer to each question, see `compress`. "" for results of former versions.
@@ -265,6 +267,10 @@ def read_result(
         "ground_truths": [record["ground_truth"] for record in records],
     }
     questions = Questions(fingerprint(content), **content)
+    errors = dict(metrics.get("objectives", {}))
+    for prefix, of in (("", metrics), (f"{UNLEARNED}/", metrics.get("baselines", {}).get("constant", {}))):
+        types = of.get("per_question_type", {})
+        errors |= {f"degrees/{prefix}{kind}": own["degrees"] for kind, own in types.items() if "degrees" in own}
     result = Result(
         setting=run.setting,
         column=run.column,
@@ -277,7 +283,7 @@ def read_result(
         baselines={name: rounded_scores(each) for name, each in metrics.get("baselines", {}).items()},
         questions=questions.key,
         question_scores=[round(record["score"], DIGITS) for record in records],
-        errors={name: round(error, DIGITS) for name, error in metrics.get("objectives", {}).items()},
+        errors={name: round(error, DIGITS) for name, error in errors.items()},
         small_parameters={
             name: [[float(f"{value:.6g}") for value in values] for values in both]
             for name, both in metrics.get("small_parameters", {}).items()

@@ -13,6 +13,7 @@ from datamodules.sources.rooms.panel_tasks import (
     PanelDistance,
     PanelDwelling,
     PanelFreeTurn,
+    PanelGlimpse,
     PanelIntrinsics,
     PanelKnownSize,
     PanelMotion,

@@ -112,6 +112,22 @@ class SceneSource(Configurable, ABC):
         """
         return {}
 
+    def posteriors(self, scene: Scene, change_poses: ChangePoses | None = None) -> Mapping[str, Mapping[str, float]]:
+        """Return the probability of each answer to a scene's question, given what each exact rule knows.
+
+        A dataset that draws its answers from a known distribution has such rules; by default there are none. They are
+        named as in `oracles`. A scene with rules has one question.
+
+        Args:
+            scene: The scene.
+            change_poses: Makes the poses that the rules know. None keeps them.
+
+        Raises:
+            OSError: A file of the scene is missing.
+            ValueError: A file of the scene is damaged.
+        """
+        return {}
+
     def filtered_split(self, split: Split, chosen: QuestionFilter) -> FilteredSplit:
         """Apply a question filter. Sources that repeat scenes override this."""
         scenes = self.scenes(split)

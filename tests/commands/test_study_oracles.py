@@ -40,7 +40,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
     Path("studies/turns.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
     plan = read_study(Path("studies/turns.yaml"))
     source = PanelRooms(PanelRotation(), scenes=(60, 0, TESTED))
-    rows = [source.drawn_oracles("test", index)[0] for index in range(TESTED)]
+    rows = [source.drawn("test", index)[0] for index in range(TESTED)]
     asked = [scene.questions[0] for scene in rows]
     constant = constant_baseline([vars(each) for each in asked], source.benchmark, "spatial_mllm").scores["constant"]
     ids, names = [each.id for each in asked], [scene.name for scene in rows]
@@ -96,7 +96,7 @@ def test_rooms_that_have_changed_since_get_no_oracles(
     results: Results, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     written = results.path.read_bytes()
-    monkeypatch.setattr(PanelRotation, "turns_deg", PanelRotation.turns_deg[::-1] + 7)
+    monkeypatch.setattr(PanelRotation, "classes", PanelRotation.classes[::-1] + 7)
     study(["studies/turns.yaml", "--oracles"])
     assert "no panel rooms, or they have changed since" in capsys.readouterr().out
     assert results.path.read_bytes() == written

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.benchmarks import SQA3D, Benchmark, ReVSI, ScanQA, VSIBench, find_benchmark, registered_benchmarks
+from zoo.benchmarks import SQA3D, Benchmark, PanelBench, ReVSI, ScanQA, VSIBench, find_benchmark, registered_benchmarks
 from zoo.benchmarks.free_answers import caption_scores
 from zoo.benchmarks.scorers import SCORERS as ALL_SCORERS
 from zoo.benchmarks.scorers import clean_answer, read_tagged, without_thoughts
@@ -402,3 +402,21 @@ def test_a_record_is_scored_once_by_each_scorer():
     assert with_scores([changed], BENCHMARK, "thinking_in_space")[0]["score"] == 1.0
     others = [{**record, "error": "no video"}, {**record, "ground_truth": ""}, {**record, "question_type": ""}]
     assert [each["score"] for each in with_scores(others, BENCHMARK, "thinking_in_space")] == [0.0, None, None]
+
+
+def test_directions_also_have_an_error_in_degrees() -> None:
+    """Around the circle; without a number it is the largest. Other types have none."""
+    metric, kinds = BenchmarkScore(PanelBench()), ["panel_turn", "panel_turn", "panel_turn", "panel_distance"]
+    metric.update(["350", "100", "left", "2.0"], ["10", "90", "90", "2.0"], kinds, sample_ids=list("abcd"))
+    metric.update(["10"], ["10"], ["panel_turn"], sample_ids=["a"])  # a repeated question counts once
+    types = metric.compute()["per_question_type"]
+    assert types["panel_turn"]["degrees"] == pytest.approx((20 + 10 + 180) / 3)
+    assert "degrees" not in types["panel_distance"]
+    benchmark, scorer = PanelBench(), "spatial_mllm"
+    assert [benchmark.is_hit(answer, "90", "panel_turn", scorer) for answer in ("93", "86.9", "left")] == [
+        True,
+        False,
+        False,
+    ]
+    assert [benchmark.is_hit(answer, "2.0", "panel_distance", scorer) for answer in ("2.09", "2.2")] == [True, False]
+    assert [benchmark.is_hit(answer, "A", "panel_order", scorer) for answer in ("A", "B")] == [True, False]

@@ -17,6 +17,8 @@ from zoo.benchmarks.scorers import SCORERS, Scorer, clean_answer, to_float
 from zoo.configuration import Configurable, unusable_class
 from zoo.errors import InputError, check_choice, did_you_mean
 
+HIT_DEG = 3.0  # largest error of a direction that counts as right
+
 
 class Benchmark(Configurable, ABC):
     """A benchmark of questions with short answers. Stateless: it reads no files and holds no tensors.
@@ -28,6 +30,7 @@ class Benchmark(Configurable, ABC):
         multiple_choice_types: Question types answered by an option letter, scored by accuracy.
         text_types: Free-text question types, scored by exact match. A ground truth has one accepted answer per line.
         metric_types: Question types whose answers are lengths or areas in metric units.
+        angle_types: Numeric question types whose answers are directions in degrees. Their mean error is also measured.
         averaged_types: Groups of question types, by name, that macro means count as one type.
         scorers: Names of the official scorers. The first is the default.
         pooling_scorers: Scorers whose macro means pool the questions of a group in `averaged_types` instead of
@@ -48,6 +51,7 @@ class Benchmark(Configurable, ABC):
     multiple_choice_types: ClassVar[tuple[str, ...]] = ()
     text_types: ClassVar[tuple[str, ...]] = ()
     metric_types: ClassVar[tuple[str, ...]] = ()
+    angle_types: ClassVar[tuple[str, ...]] = ()
     averaged_types: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     scorers: ClassVar[tuple[str, ...]]
     pooling_scorers: ClassVar[tuple[str, ...]] = ()
@@ -162,16 +166,33 @@ class Benchmark(Configurable, ABC):
         """
         return {}
 
+    def degrees_off(self, prediction: str, ground_truth: str, question_type: str, scorer: str) -> float | None:
+        """Return the error of a direction, 0 to 180 degrees, the largest without a number. None for other types."""
+        return None
+
+    def is_hit(self, prediction: str, ground_truth: str, question_type: str, scorer: str) -> bool:
+        """Return whether an answer is right: a direction within `HIT_DEG`, and any other by a full score."""
+        error = self.degrees_off(prediction, ground_truth, question_type, scorer)
+        if error is not None:
+            return error <= HIT_DEG
+        return self.score(prediction, ground_truth, question_type, scorer) == 1
+
     def corpus_scores(self, predictions: Sequence[str], ground_truths: Sequence[str]) -> dict[str, Any]:
         """Return measures of a whole test that are not means over its answers. Empty if there are none."""
         return {}
 
-    def aggregate(self, scores: Mapping[str, Sequence[float]], scorer: str | None = None) -> dict[str, dict[str, Any]]:
+    def aggregate(
+        self,
+        scores: Mapping[str, Sequence[float]],
+        scorer: str | None = None,
+        degrees: Mapping[str, Sequence[float]] | None = None,
+    ) -> dict[str, dict[str, Any]]:
         """Aggregate the scores of a test.
 
         Args:
             scores: The scores of all questions of each type.
             scorer: The scorer that computed them. None is the default.
+            degrees: The errors of all questions of each of the `angle_types`. Their mean is added as `degrees`.
 
         Returns:
             `{"per_question_type": {type: {"score", "count"}}, "acc": {"micro", "macro"}, "mra": ..., "all": ...}`.
@@ -181,6 +202,8 @@ class Benchmark(Configurable, ABC):
         scorer = self.find_scorer(scorer)
         scores = {kind: scores[kind] for kind in self.question_types if scores.get(kind)}
         types = {kind: {"score": _mean(values), "count": len(values)} for kind, values in scores.items()}
+        for kind in types.keys() & (degrees or {}).keys():
+            types[kind]["degrees"] = _mean((degrees or {})[kind])
         groups = {
             group: self._means({kind: scores[kind] for kind in kinds if kind in scores}, scorer)
             for group, kinds in self.groups.items()
@@ -290,6 +313,15 @@ class SpatialBenchmark(Benchmark):
         rules = self.rules[self.find_scorer(scorer)]
         is_choice = question_type in self.multiple_choice_types
         return (rules.score_choice if is_choice else rules.score_number)(prediction, ground_truth)
+
+    def degrees_off(self, prediction: str, ground_truth: str, question_type: str, scorer: str) -> float | None:
+        """Return the error of a direction, as the scorer reads the answer."""
+        if question_type not in self.angle_types:
+            return None
+        number = self.rules[self.find_scorer(scorer)].read_number(prediction)
+        if number is None or not math.isfinite(number):
+            return 180.0
+        return abs((number - float(ground_truth) + 180) % 360 - 180)
 
     def check_ground_truth(self, ground_truth: str, question_type: str) -> None:
         """Raise InputError for a right answer that is no number, or no single letter of a choice."""

@@ -85,6 +85,7 @@ class PanelBench(SpatialBenchmark):
     numeric_types = ("panel_distance", "panel_width", "panel_turn")
     multiple_choice_types = ("panel_order", "panel_motion", "panel_direction")
     metric_types = numeric_types[:2]
+    angle_types = numeric_types[2:]
     scorers = tuple(SCORERS)
     columns = {
         "Distance": ("panel_distance",),

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import torch
 from jaxtyping import Float64, Int16
 
 from datamodules.cameras_file import read_cameras_alone
 from datamodules.scenes import Question, Scene
-from datamodules.sources.base import SPLITS, ChangePoses, Split
-from datamodules.sources.rooms.panel_oracles import Oracles, RoomVideo
+from datamodules.sources.annotations import read_layout
+from datamodules.sources.base import SPLITS, ChangePoses, Split, build_once
+from datamodules.sources.rooms.panel_layout import THICKNESS_M
+from datamodules.sources.rooms.panel_oracles import Oracles, Posteriors, RoomVideo, panel_of, show
 from datamodules.sources.rooms.panel_tasks import PanelDistance, PanelTask
-from datamodules.sources.rooms.scene import RoomScene, load_scene
-from datamodules.sources.rooms.source import DrawnScene, RenderedScenes, draw_intrinsics
+from datamodules.sources.rooms.scene import RoomScene, load_scene, to_vector
+from datamodules.sources.rooms.source import DrawnScene, RenderedScenes, draw_intrinsics, write_drawn
 from zoo.configuration import to_config
 from zoo.errors import InputError
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
@@ -70,39 +77,110 @@ class PanelRooms(RenderedScenes):
         name, kind = f"{split}_{index:05d}", self.task.question_type
         question = Question(f"{kind}-{name}", kind, drawn.question, drawn.ground_truth, drawn.options)
 
-        def ask(ids: Int16[np.ndarray, "T H W"], rng: np.random.Generator) -> list[Question]:
-            return [question]
-
         world_to_camera = drawn.camera_from_room @ drawn.room.room_from_world()
-        return DrawnScene("panels", name, drawn.room, world_to_camera, K_px, ask)
+        return DrawnScene("panels", name, drawn.room, world_to_camera, K_px, partial(_asked, question))
 
     def oracles(self, scene: Scene, change_poses: ChangePoses | None = None) -> Oracles:
-        """Return what each oracle of the task knows about a scene, from the scene's files."""
-        assert scene.depth is not None and scene.cameras is not None  # `write_drawn` writes both
-        world_to_camera, K_normalized = (each.numpy() for each in read_cameras_alone(scene.cameras))
-        half_view = 0.5 / float(K_normalized[0, 0, 0])
-        return self._oracles(scene.name, load_scene(scene.depth), world_to_camera, half_view, change_poses)
+        """Return what each fitted oracle of the task knows about a scene, from the scene's files."""
+        return self.task.oracles(*self._read(scene, change_poses))
 
-    def drawn_oracles(self, split: Split, index: int, change_poses: ChangePoses | None = None) -> tuple[Scene, Oracles]:
-        """Draw scene `index` of a split with its questions, and return what each oracle knows, without rendering."""
+    def posteriors(self, scene: Scene, change_poses: ChangePoses | None = None) -> Posteriors:
+        """Return what each exact rule of the task knows about the answer, from the scene's files."""
+        return self.task.posteriors(*self._read(scene, change_poses))
+
+    def drawn(
+        self, split: Split, index: int, change_poses: ChangePoses | None = None
+    ) -> tuple[Scene, RoomScene, RoomVideo]:
+        """Draw scene `index` of a split with its question, the room and its cameras, without rendering."""
         rng = self.generator(split, index)
         dataset, name, room, world_to_camera, K_px, ask = self.draw(split, index, rng)
         no_ids = np.zeros((0, 0, 0), np.int16)
         scene = Scene(f"{dataset}/{name}", self.folder / dataset / f"{name}.mp4", ask(no_ids, rng))
-        half_view = K_px[0, 2] / K_px[0, 0]
-        return scene, self._oracles(scene.name, room, world_to_camera, half_view, change_poses)
+        half_view = float(K_px[0, 2] / K_px[0, 0])
+        return scene, room, _video(scene.name, room, world_to_camera, half_view, change_poses)
 
-    def _oracles(
-        self,
-        name: str,
-        room: RoomScene,
-        world_to_camera: Float64[np.ndarray, "T 4 4"],
-        half_view: float,
-        change_poses: ChangePoses | None,
-    ) -> Oracles:
-        world_from_room = np.linalg.inv(room.room_from_world())
-        given = world_to_camera
-        if change_poses is not None:
-            given = change_poses(name, torch.from_numpy(world_to_camera)).numpy()
-        video = RoomVideo(world_to_camera @ world_from_room, half_view, given @ world_from_room)
-        return self.task.oracles(room, video)
+    def moved_panels(self, index: int, split: Split = "test", count: int = 9) -> list[tuple[Scene, float, bool]]:
+        """Render scene `index` of a split several times, with its panel in other places, and all else unchanged.
+
+        Room and cameras are the scene's, bit for bit. The true answers are `PanelTask.sweep`: even steps over more than
+        1.5 classes that begin anywhere between two classes, so that a model which answers by classes also moves. They
+        depend on the split, the index and the count alone. Videos are rendered on first use, into a cache folder.
+
+        Args:
+            index: Number of the scene.
+            split: Its split.
+            count: Number of places. Fewer are returned if the room has no place for an answer.
+
+        Returns:
+            For each place: the scene with its files, whose question has the rounded answer; the true answer, not
+            rounded; and whether the place counts. Those that count are whole in the same frames, and absent from all
+            others. Compare only them with each other: elsewhere it also changes how much of the panel is visible.
+
+        Raises:
+            InputError: The task has no continuous answer.
+        """
+        drawn_rng = self.generator(split, index)
+        drawn = self.draw(split, index, drawn_rng)
+        video = RoomVideo(
+            drawn.world_to_camera @ np.linalg.inv(drawn.scene.room_from_world()),
+            float(drawn.K_px[0, 2] / drawn.K_px[0, 0]),
+        )
+        answers = self.task.sweep(drawn.scene, video, count, self.generator(split, index).spawn(1)[0])
+        rooms = [(self.task.moved(drawn.scene, video, answer), answer) for answer in answers.tolist()]
+        moved = [(room, answer) for room, answer in rooms if room is not None]
+        folder = self.folder.with_name(f"{self.folder.name}-moved") / f"{split}_{index:05d}_of_{count}"
+
+        def write(folder: Path) -> None:
+            lines = []
+            for number, (room, answer) in enumerate(moved):
+                name = f"{drawn.name}_{number}"
+                kind, truth = self.task.question_type, self.task.write(answer)
+                question = Question(f"{kind}-{name}", kind, self.task.question, truth)
+                scene = drawn._replace(name=name, scene=room, ask=partial(_asked, question))
+                lines.append(write_drawn(folder, scene, self.size, drawn_rng))
+            (folder / f"{split}.jsonl").write_text("".join(lines))
+
+        build_once(folder, "another process renders these rooms: waiting for it", write)
+        scenes, _ = read_layout(folder, f"{split}.jsonl", benchmark=self.benchmark)
+        states = [_visible(room, video) for room, _ in moved]
+        clear = Counter(state for state in states if state is not None)
+        usual = clear.most_common(1)[0][0] if clear else None
+        return [
+            (scene, answer, usual is not None and state == usual)
+            for scene, (_, answer), state in zip(scenes, moved, states, strict=True)
+        ]
+
+    def _read(self, scene: Scene, change_poses: ChangePoses | None) -> tuple[RoomScene, RoomVideo]:
+        """Read a scene's room and cameras from its files."""
+        assert scene.depth is not None and scene.cameras is not None  # `write_drawn` writes both
+        world_to_camera, K_normalized = (each.numpy() for each in read_cameras_alone(scene.cameras))
+        room = load_scene(scene.depth)
+        return room, _video(scene.name, room, world_to_camera, 0.5 / float(K_normalized[0, 0, 0]), change_poses)
+
+
+def _asked(question: Question, ids: Int16[np.ndarray, "T H W"], rng: np.random.Generator) -> list[Question]:
+    """Return the question of a scene, whatever its frames show."""
+    return [question]
+
+
+def _video(
+    scene: str,
+    room: RoomScene,
+    world_to_camera: Float64[np.ndarray, "T 4 4"],
+    half_view: float,
+    change_poses: ChangePoses | None,
+) -> RoomVideo:
+    """Return a scene's cameras in the frame of its room, with the ones that a test with camera errors tells."""
+    world_from_room = np.linalg.inv(room.room_from_world())
+    if change_poses is None:
+        return RoomVideo(world_to_camera @ world_from_room, half_view)
+    told = change_poses(scene, torch.from_numpy(world_to_camera)).numpy()
+    return RoomVideo(world_to_camera @ world_from_room, half_view, told @ world_from_room)
+
+
+def _visible(room: RoomScene, video: RoomVideo) -> tuple[bool, ...] | None:
+    """Return in which frames the panel is whole, or None if some frame shows a part of it."""
+    panel = panel_of(room)
+    larger = replace(panel, size=to_vector(np.array(panel.size) + 2 * THICKNESS_M))
+    shares = show([larger], video.camera_from_room, video.half_view).share[0]
+    return tuple((shares == 1).tolist()) if np.isin(shares, (0, 1)).all() else None

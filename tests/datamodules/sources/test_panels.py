@@ -16,6 +16,7 @@ from datamodules import (
     PanelDirection,
     PanelDistance,
     PanelDwelling,
+    PanelGlimpse,
     PanelIntrinsics,
     PanelKnownSize,
     PanelMotion,
@@ -248,14 +249,54 @@ def test_the_camera_path_says_nothing_about_the_answer(task: type[PanelTask]) ->
         for answer in (0, 8, 15):
             scene, _ = draw_with(task(), answer, seed)
             if issubclass(task, PanelRotation):
-                assert scene.ground_truth == f"{task.turns_deg[answer]:.0f}"
+                assert scene.ground_truth == f"{task.classes[answer]:.0f}"
             else:
                 (panel,), (start,) = scene.room.things, centers(scene.camera_from_room[:1])
                 distance = np.linalg.norm(np.array(panel.center) - start)
-                assert distance == pytest.approx(PanelDistance.distances_m[answer])
-                assert scene.ground_truth == f"{PanelDistance.distances_m[answer]:.1f}"
+                assert distance == pytest.approx(PanelDistance.classes[answer])
+                assert scene.ground_truth == f"{PanelDistance.classes[answer]:.1f}"
             paths.append((scene.camera_from_room, scene.room.size, scene.room.things[0].size[2]))
         assert all((path[0] == paths[0][0]).all() and path[1:] == paths[0][1:] for path in paths)
+
+
+def test_a_view_of_a_glimpse_is_one_color_but_for_the_panel_which_one_view_shows_whole() -> None:
+    """Nothing that a view shows tells where it looks. The control: the walls of `PanelTurn` tell the views apart."""
+    for seed in range(8):
+        scene, K_px = draw(PanelGlimpse(), seed, (50.0, 55.0))
+        rendering = rendered(scene, K_px)
+        is_red = rendering.ids == 0
+        assert len(np.unique(rendering.rgb[~is_red], axis=0)) == 1
+        assert (rendering.rgb[is_red][:, 0] > 2 * rendering.rgb[is_red][:, 1:].max(1)).all()
+        views, first = is_red.reshape(4, 4, 56, 56), is_red[::4]
+        assert (views == first[:, None]).all()  # the frames of a view are equal
+        (shown,) = np.flatnonzero(first.any((1, 2)))
+        assert shown > 0
+        rows, columns = np.nonzero(first[shown])
+        width = np.ptp(columns) + 1
+        assert 5 <= width <= 8 and len(rows) > 0.8 * width * (np.ptp(rows) + 1)  # a pixel per degree
+        assert min(columns.min(), rows.min(), 55 - columns.max(), 55 - rows.max()) >= width - 1
+        yaw = np.sort(np.rad2deg(np.arctan2(*scene.camera_from_room[::4, 2, 1::-1].T)) % 360)
+        assert np.diff(yaw, append=yaw[0] + 360).min() > 2 * np.rad2deg(np.arctan(28 / K_px[0, 0]))  # no overlap
+        scene, K_px = draw(PanelTurn(), seed)
+        control = rendered(scene, K_px)
+        assert len(np.unique(control.rgb[control.ids != 0], axis=0)) > 50
+
+
+def test_places_in_a_glimpse_and_directions_of_its_views_are_independent_and_spread_evenly() -> None:
+    turns, bearings = [], []
+    for seed in range(300):
+        scene, K_px = draw(PanelGlimpse(), seed, (50.0, 55.0))
+        views = scene.camera_from_room[::4]
+        x, _, z = (views @ [*scene.room.things[0].center, 1.0])[:, :3].T
+        off = np.rad2deg(np.arctan2(-x, z))
+        best = int(np.abs(off).argmin())
+        bearings.append(off[best] / (np.rad2deg(np.arctan(28 / K_px[0, 0])) - 9))
+        turns.append((float(scene.ground_truth) - off[best]) % 360)
+    assert abs(np.corrcoef(turns, bearings)[0, 1]) < 0.15
+    assert np.histogram(bearings, 4, (-1, 1))[0].min() > 50 and np.abs(bearings).max() <= 1
+    assert np.histogram(turns, 4, (50, 310))[0].min() > 45
+    with pytest.raises(InputError, match="PanelGlimpse: 4 views overlap, or hide the panel: --data.source.fov"):
+        draw(PanelGlimpse(), 0)
 
 
 @pytest.mark.parametrize("task", [PanelTurn, PanelDwelling])
