@@ -50,5 +50,5 @@ def test_an_encoding_without_cameras_is_an_error(run: Run, tmp_path: Path, rooms
     video.write_bytes(next(rooms_root.glob("*/rooms/test_*.mp4")).read_bytes())
     words = ["--data.video", str(video), "--data.question", "How big?", "--model.allow_untrained", "true"]
     remedy = "put clip.cameras.json beside it, predict them .*, or use"
-    with pytest.raises(SystemExit, match=f"^error: {video}: no cameras, .*{remedy}"):
+    with pytest.raises(SystemExit, match=f"^error: clip: {video}: no cameras, .*{remedy}"):
         run("predict", "--config", "prope.yaml", *RAYS, *words)

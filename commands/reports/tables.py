@@ -257,7 +257,7 @@ def write(frame: pd.DataFrame, format: Format, title: str = "") -> str:
         title: The caption; CSV has none.
     """
     if format == "csv":
-        return str(_numbers(frame).map(_inert).rename(_inert).rename(columns=_inert).to_csv(lineterminator="\n"))
+        return str(_numbers(frame).map(_inert).rename(index=_inert, columns=_inert).to_csv(lineterminator="\n"))
     right = [any(isinstance(cell, Cell | int | float) for cell in column) for _, column in frame.items()]
     title, texts = _one_line(title), frame.map(_one_line).set_axis(frame.columns.map(_one_line), axis=1)
     texts.insert(0, "", frame.index.map(_one_line))

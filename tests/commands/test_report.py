@@ -190,8 +190,8 @@ def test_names_are_no_formulas_and_control_no_terminal(tmp_path: Path, capsys) -
     shown = ["'=HYPERLINK(1)", "'+1+2", "'-x", "'@x", "-3", r"a\x1b[31m\u202e=", r"b\udcff"]
     assert [*table.index[:-1]] == shown and not [name for name in table.columns if name.startswith(("=", "+", "@"))]
     for format in ("text", "markdown", "latex", "html"):
-        report([*map(str, runs), "--format", format, "--output", str(tmp_path / "report")])
-        text = (tmp_path / "report").read_bytes().decode()
+        report([*map(str, runs), "--format", format, "--output", str(tmp_path / f"report.{format}")])
+        text = (tmp_path / f"report.{format}").read_bytes().decode()
         assert "HYPERLINK" in text and not re.search("[\x1b\u202e]", text)
     report([str(runs[-2]), str(runs[-1]), str(tmp_path / "\x1b[0m")])
     assert capsys.readouterr().err.endswith("\\x1b[0m is not the folder of a run: it has no config.yaml\n")

@@ -14,6 +14,7 @@ import main
 SOURCES = {
     "data_arkitscenes": "PosedScenes",
     "data_conversations": "Mixture",
+    "data_glimpse": "PanelRooms",
     "data_panels": "PanelRooms",
     "data_panels_images": "Mixture",
     "data_real_rooms": "RealRooms",
