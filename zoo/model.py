@@ -24,7 +24,7 @@ from zoo.encodings.per_view import PackedEncoding
 from zoo.errors import InputError, check_choice
 from zoo.faulty_kernels import avoid_faulty_cudnn
 from zoo.fusions import Fusion
-from zoo.generation import answer_batch, answer_prompts, check_penalty, eval_mode
+from zoo.generation import Reply, answer_batch, answer_prompts, check_penalty, eval_mode
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import CachedGeometry, GeometryCache, GeometryReader, build_first_available
 from zoo.media import Media, batch_of_media, prompts_of_media
@@ -578,6 +578,33 @@ class SpatialVLM(Configurable, nn.Module):
             if reply.error is not None:
                 raise InputError(reply.error)
         return [reply.ids for reply in replies]
+
+    @torch.no_grad()
+    def score_candidates(
+        self,
+        batch: Batch,
+        candidates: Sequence[Sequence[str]],
+        max_new_tokens: int = 32,
+        repetition_penalty: float = 1.0,
+    ) -> list[Reply]:
+        """Answer the prompts of a batch greedily, and return the probability of other answers as well.
+
+        `Reply.candidates` has the log-probability of each candidate as the whole answer: with a stop token, so that 7
+        is not the beginning of 72, and without repetition penalty. The probabilities of a question's candidates add up
+        to at most 1.
+
+        Args:
+            batch: Prompts, from `QuestionCollate`.
+            candidates: Texts of possible answers to each question of the batch. A question may have none.
+            max_new_tokens: Maximum length of the greedy answer.
+            repetition_penalty: Penalty of the greedy answer, see `VideoQATask`.
+        """
+        known: dict[str, list[int]] = {}
+        for text in dict.fromkeys(text for texts in candidates for text in texts):
+            known[text] = self.backbone.preprocessor.tokenize([text], (), ExtraTokens.NONE).input_ids.tolist()
+        ids = [[known[text] for text in texts] for texts in candidates]
+        with eval_mode(self):
+            return answer_batch(self, batch.to(self.backbone.device), max_new_tokens, repetition_penalty, ids)
 
     # ---- saved models -----------------------------------------------------------------------------------------------
 
