@@ -58,7 +58,7 @@ class Benchmark(Configurable, ABC):
     pooling_scorers: ClassVar[tuple[str, ...]] = ()
     ungrouped_scorers: ClassVar[tuple[str, ...]] = ()
     camera_types: ClassVar[tuple[str, ...]] = ()
-    exponents: ClassVar[Mapping[str, int]] = {}
+    exponents: ClassVar[Mapping[str, float]] = {}
     answer_grids: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     columns: ClassVar[Mapping[str, tuple[str, ...]]]
     prefix: str = ""
@@ -281,7 +281,7 @@ GEOVR = PromptWording(
 )
 
 
-def number_grid(least: float, most: float, decimals: int = 0, step: float = 0.04) -> tuple[str, ...]:
+def number_grid(least: float | int, most: float | int, decimals: int = 0, step: float = 0.04) -> tuple[str, ...]:
     """Return numbers as a model writes them, at even steps of their logarithm. Small ones are each number there is.
 
     Example:

@@ -48,7 +48,7 @@ class VSTIBench(SpatialBenchmark):
     position_types = ("obj_obj_relative_pos_nf", "obj_obj_relative_pos_lr", "obj_obj_relative_pos_ud")
     multiple_choice_types = ("camera_movement_direction", *distance_types, *position_types)
     metric_types = numeric_types
-    exponents = {"camera_obj_abs_dist": 1, "camera_displacement": 1}
+    exponents = {"camera_obj_abs_dist": 1.0, "camera_displacement": 1.0}
     answer_grids = dict.fromkeys(exponents, number_grid(0.1, 20, decimals=1))
     averaged_types = {"camera_obj_rel_dist": distance_types, "obj_obj_relative_pos": position_types}
     camera_types = ("camera_displacement", "camera_movement_direction")

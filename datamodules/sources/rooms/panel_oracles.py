@@ -158,6 +158,17 @@ def sight(room: RoomScene, video: RoomVideo, color: str = "red", start_frames: i
     return Sight(start @ np.linalg.inv(given), has_camera, center, size, video.half_view)
 
 
+def shows(room: RoomScene, video: RoomVideo, color: str = "red") -> Bool[np.ndarray, " T"]:
+    """Return which frames show some part of the panel of a color."""
+    (panel,) = (thing for thing in room.things if thing.category == f"{color} panel")
+    steps = np.stack(np.meshgrid(*[np.linspace(-0.5, 0.5, 9)] * 3), -1).reshape(-1, 3) * panel.size
+    cos, sin = np.cos(panel.yaw), np.sin(panel.yaw)
+    points = steps @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + panel.center
+    seen = np.einsum("tij,pj->tpi", video.camera_from_room[:, :3, :3], points) + video.camera_from_room[:, None, :3, 3]
+    is_inside = (np.abs(seen[..., :2]) < video.half_view * seen[..., 2:]).all(-1)
+    return is_inside.any(1)
+
+
 def log(number: float | np.floating) -> float:
     """Return the logarithm of a positive number, or of the smallest that counts. It is NaN for NaN."""
     return float(np.log(np.maximum(number, SMALLEST)))

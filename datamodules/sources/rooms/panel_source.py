@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import torch
-from jaxtyping import Float64, Int16
+from jaxtyping import Bool, Float64, Int16
 
 from datamodules.cameras_file import read_cameras_alone
 from datamodules.scenes import Question, Scene
-from datamodules.sources.base import SPLITS, ChangePoses, Split
-from datamodules.sources.rooms.panel_oracles import Oracles, RoomVideo
+from datamodules.sources.base import SPLITS, ChangePoses, Split, build_once
+from datamodules.sources.rooms.panel_oracles import Oracles, RoomVideo, shows
 from datamodules.sources.rooms.panel_tasks import PanelDistance, PanelTask
-from datamodules.sources.rooms.scene import RoomScene, load_scene
-from datamodules.sources.rooms.source import DrawnScene, RenderedScenes, draw_intrinsics
+from datamodules.sources.rooms.renderer import render
+from datamodules.sources.rooms.scene import RoomScene, load_scene, to_vector
+from datamodules.sources.rooms.source import DrawnScene, RenderedScenes, draw_intrinsics, write_video
 from zoo.configuration import to_config
 from zoo.errors import InputError
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
@@ -78,10 +82,60 @@ class PanelRooms(RenderedScenes):
 
     def oracles(self, scene: Scene, change_poses: ChangePoses | None = None) -> Oracles:
         """Return what each oracle of the task knows about a scene, from the scene's files."""
+        return self.task.oracles(*self.read_room(scene, change_poses))
+
+    def true_answer(self, scene: Scene, change_poses: ChangePoses | None = None) -> float:
+        """Return the answer that follows from the panel's place in the frames and the told cameras, not rounded.
+
+        Args:
+            scene: The scene.
+            change_poses: Makes the told poses from the true ones. None keeps them.
+
+        Raises:
+            InputError: The answers of the task are not continuous.
+        """
+        return self.task.true_answer(*self.read_room(scene, change_poses))
+
+    def read_room(self, scene: Scene, change_poses: ChangePoses | None = None) -> tuple[RoomScene, RoomVideo]:
+        """Read the room of a scene, and its video with the poses that a model is told, from the scene's files."""
         assert scene.depth is not None and scene.cameras is not None  # `write_drawn` writes both
-        world_to_camera, K_normalized = (each.numpy() for each in read_cameras_alone(scene.cameras))
+        room, K_normalized = load_scene(scene.depth), read_cameras_alone(scene.cameras)[1]
         half_view = 0.5 / float(K_normalized[0, 0, 0])
-        return self._oracles(scene.name, load_scene(scene.depth), world_to_camera, half_view, change_poses)
+        return room, room_video(scene.name, room, self.poses(scene).numpy(), half_view, change_poses)
+
+    def poses(self, scene: Scene) -> Float64[torch.Tensor, "T 4 4"]:
+        """Return the true world-to-camera poses of all frames of a scene."""
+        assert scene.cameras is not None
+        return read_cameras_alone(scene.cameras)[0].double()
+
+    def views_of_panel(self, scene: Scene) -> tuple[Bool[np.ndarray, " T"], Bool[np.ndarray, " T"]]:
+        """Return the frames of the first view, and the frames that show some part of the red panel."""
+        room, video = self.read_room(scene)
+        stations = np.arange(len(video.camera_from_room)) // getattr(self.task, "frames_per_station", 2)
+        return stations == 0, shows(room, video)
+
+    def other_walls(self, split: Split, index: int, num_variants: int) -> list[Scene]:
+        """Render scene `index` of a split with the walls and the lamp of other rooms, and return these scenes.
+
+        Their videos are kept beside the folder of the dataset. Cameras and depth are the scene's.
+        """
+        drawn = self.draw(split, index, self.generator(split, index))
+        folder = self.folder.with_name(f"{self.folder.name}-walls") / f"{split}_{index:05d}-{num_variants}"
+
+        def write(unfinished: Path) -> None:
+            for number in range(num_variants):
+                rng = np.random.default_rng(
+                    [self.seed, SPLITS.index(split), index, 1 + number]
+                )  # 0 would be the scene's own
+                other = self.draw(split, index, rng).scene
+                light = to_vector(np.array(other.light) * drawn.scene.size / other.size)
+                room = replace(drawn.scene, surfaces=other.surfaces, light=light)
+                video = render(room, drawn.world_to_camera, drawn.K_px, self.size, self.size)
+                write_video(unfinished / f"{number}.mp4", video.rgb)
+
+        build_once(folder, "another process renders these walls: waiting for it", write)
+        (scene,) = [each for each in self.scenes(split) if each.name == f"panels/{drawn.name}"]
+        return [replace(scene, video=folder / f"{number}.mp4") for number in range(num_variants)]
 
     def drawn_oracles(self, split: Split, index: int, change_poses: ChangePoses | None = None) -> tuple[Scene, Oracles]:
         """Draw scene `index` of a split with its questions, and return what each oracle knows, without rendering."""
@@ -89,20 +143,20 @@ class PanelRooms(RenderedScenes):
         dataset, name, room, world_to_camera, K_px, ask = self.draw(split, index, rng)
         no_ids = np.zeros((0, 0, 0), np.int16)
         scene = Scene(f"{dataset}/{name}", self.folder / dataset / f"{name}.mp4", ask(no_ids, rng))
-        half_view = K_px[0, 2] / K_px[0, 0]
-        return scene, self._oracles(scene.name, room, world_to_camera, half_view, change_poses)
+        video = room_video(scene.name, room, world_to_camera, K_px[0, 2] / K_px[0, 0], change_poses)
+        return scene, self.task.oracles(room, video)
 
-    def _oracles(
-        self,
-        name: str,
-        room: RoomScene,
-        world_to_camera: Float64[np.ndarray, "T 4 4"],
-        half_view: float,
-        change_poses: ChangePoses | None,
-    ) -> Oracles:
-        world_from_room = np.linalg.inv(room.room_from_world())
-        given = world_to_camera
-        if change_poses is not None:
-            given = change_poses(name, torch.from_numpy(world_to_camera)).numpy()
-        video = RoomVideo(world_to_camera @ world_from_room, half_view, given @ world_from_room)
-        return self.task.oracles(room, video)
+
+def room_video(
+    name: str,
+    room: RoomScene,
+    world_to_camera: Float64[np.ndarray, "T 4 4"],
+    half_view: float,
+    change_poses: ChangePoses | None,
+) -> RoomVideo:
+    """Return what the frames of a room show, and the poses that a model is told."""
+    world_from_room = np.linalg.inv(room.room_from_world())
+    given = world_to_camera
+    if change_poses is not None:
+        given = change_poses(name, torch.from_numpy(world_to_camera)).numpy()
+    return RoomVideo(world_to_camera @ world_from_room, half_view, given @ world_from_room)

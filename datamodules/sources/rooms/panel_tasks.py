@@ -122,6 +122,18 @@ class PanelTask(Configurable, ABC):
         """
         return {}
 
+    def true_answer(self, room: RoomScene, video: RoomVideo) -> float:
+        """Return the answer, not rounded, that follows from the panel's place in the frames and the told cameras.
+
+        Args:
+            room: The room and its panels.
+            video: The true cameras of the frames, and the told ones (`given_from_room`).
+
+        Raises:
+            InputError: The answers of this task are not continuous.
+        """
+        raise InputError(f"{type(self).__name__} has no continuous answer")
+
 
 def hidden_panel(task: PanelTask, frames: int) -> InputError:
     """Return the error of a task that finds no room in which every possible answer is visible."""
@@ -344,6 +356,11 @@ class PanelRotation(PanelTask):
             known.IMAGES: view.images(),
             known.PIXEL: [view.turn(view.best, to_panel=True)],
         }
+
+    def true_answer(self, room: RoomScene, video: RoomVideo) -> float:
+        """Return the turn to the panel in degrees, see `PanelTask`."""
+        view = sight(room, video, start_frames=self.frames_per_station)
+        return view.turn(view.best, to_panel=True)
 
     def draw_directions(self, start: float, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
         """Return the directions in which a panel may stand, in radians. `start` is the camera's first direction."""
