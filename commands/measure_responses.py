@@ -2,8 +2,8 @@
 
     python main.py measure-responses
     python main.py measure-responses runs/PRoPEMLLM-20261125-012048 --scenes 100
-    python main.py measure-responses runs/mine --interventions TurnedPanelView --interventions.degrees 60
     python main.py measure-responses runs/mine --interventions '[ScaledLengths, OtherWorlds]'
+    python main.py measure-responses runs/mine --interventions+ TurnedPanelView --interventions.degrees 60
 
 An intervention changes one thing that must change the answer by a known amount, and leaves all else. The *response* is
 the slope of the answer on the true answer: 1 if the model uses the thing, 0 if it ignores it. The mean error stands

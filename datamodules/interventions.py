@@ -1,6 +1,6 @@
 """Interventions: variants of a scene that differ in one thing, which must change the answer by a known amount.
 
-    python main.py measure-responses runs/PRoPEMLLM-20261125-012048 --interventions ScaledLengths
+    python main.py measure-responses runs/PRoPEMLLM-20261125-012048 --interventions+ ScaledLengths
 
 The slope of a model's answer on what changes is its *response*: 1 if the model uses the thing fully, 0 if it ignores
 it. `commands.measure_responses` measures it. A score can't show this, because a rule that lacks the thing may reach the
@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -287,16 +286,16 @@ class TurnedCameras(PanelIntervention):
         """Return the room with its cameras turned by each angle that counts. Empty if no camera turns."""
         source, (least, most) = origin.source, origin.answers
         assert isinstance(source, PanelRooms)
-        turns = self.turns(*source.views_of_panel(origin.scene))
+        turns, told = self.turns(*source.views_of_panel(origin.scene)), source.poses(origin.scene)
         if not turns.any():
             return []
-        start = self.degrees / 3 * (random.Random(loaded.name).random() - 0.5)
-        found = []
-        for angle in start + np.linspace(-0.5, 0.5, self.num_variants) * self.degrees:
-            change = partial(turn_cameras, turns, float(angle))
-            poses = change(origin.scene.name, source.poses(origin.scene))
-            truth = source.true_answer(origin.scene, change)
-            value = self.value(truth, float(angle))
+        room, video = source.read_room(origin.scene)
+        world_from_room = np.linalg.inv(room.room_from_world())
+        start, found = self.degrees / 3 * (random.Random(loaded.name).random() - 0.5), list[Variant]()
+        for angle in (start + np.linspace(-0.5, 0.5, self.num_variants) * self.degrees).tolist():
+            poses = turned(told, turns, angle)
+            truth = source.task.true_answer(room, video._replace(given_from_room=poses.numpy() @ world_from_room))
+            value = self.value(truth, angle)
             if least <= value <= most:
                 found.append(Variant(with_poses(loaded, poses[list(loaded.frame_indices or ())]), value, truth))
         return found
@@ -358,22 +357,15 @@ class OtherWalls(PanelIntervention):
         return 0.0
 
 
-def turn_cameras(
-    turns: Bool[np.ndarray, " T"], degrees: float, scene: str, world_to_camera: Float64[Tensor, "T 4 4"]
+def turned(
+    world_to_camera: Float64[Tensor, "T 4 4"], turns: Bool[np.ndarray, " T"], degrees: float
 ) -> Float64[Tensor, "T 4 4"]:
-    """Return poses of which some are turned to the left about their own centers and the world's z axis.
-
-    Args:
-        turns: The frames whose cameras turn.
-        degrees: The angle.
-        scene: Name of the scene, which has no effect.
-        world_to_camera: The poses.
-    """
+    """Turn some cameras to the left about their own centers and the world's z axis."""
     turn = so3_exp(torch.tensor([0.0, 0.0, math.radians(degrees)], dtype=torch.float64))
     rotation = world_to_camera[:, :3, :3] @ turn.mT
     centers = invert_se3(world_to_camera)[:, :3, 3:]
-    turned = rigid_matrix(rotation, -(rotation @ centers)[..., 0])
-    return turned.where(torch.from_numpy(turns)[:, None, None], world_to_camera)
+    changed = rigid_matrix(rotation, -(rotation @ centers)[..., 0])
+    return changed.where(torch.from_numpy(turns)[:, None, None], world_to_camera)
 
 
 def default_interventions(source: SceneSource) -> list[Intervention]:

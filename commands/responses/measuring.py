@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from datamodules.interventions import Intervention, Origin, Variant, default_int
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
 from zoo.benchmarks import Benchmark
-from zoo.configuration import to_config
+from zoo.configuration import known_config
 from zoo.errors import InputError
 from zoo.files.atomic_io import JSONLines, read_records, write_json
 from zoo.files.fingerprint import fingerprint
@@ -80,10 +81,9 @@ def responses_of(
 
 def name_of(intervention: Intervention) -> str:
     """Return the name of an intervention in results: its class, with the settings that differ from the defaults."""
-    config = to_config(intervention)
-    given = config.get("init_args") if isinstance(config, Mapping) else None
-    options = ", ".join(f"{name} {value}" for name, value in (given or {}).items())
-    return type(intervention).__name__ + (f" ({options})" if options else "")
+    given, defaults = known_config(intervention), signature(type(intervention)).parameters
+    options = [f"{name} {value}" for name, value in given.items() if value != defaults[name].default]
+    return type(intervention).__name__ + (f" ({', '.join(options)})" if options else "")
 
 
 def check_questions(run: LoadedRun) -> None:

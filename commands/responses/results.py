@@ -142,10 +142,10 @@ def sums_of(measure: Measure, variants: Sequence[Mapping[str, Any]]) -> Sums:
     """
     answers = np.array([each["answer"] for each in variants], float)
     covered = float(sum(each["covered"] for each in variants))
-    count = len(variants)
+    count = float(len(variants))
     if answers.ndim > 1:
         distances = 0.5 * np.abs(answers - answers.mean(0)).sum(1)
-        return Sums(count, count - 1, 0.0, 0.0, float((distances**2).sum()), 0.0, 0.0, 0, 0.0, covered)
+        return Sums(count, count - 1, 0.0, 0.0, float((distances**2).sum()), 0.0, 0.0, 0.0, 0.0, covered)
     x, y = deviations([each["value"] for each in variants]), deviations(answers.tolist())
     told = [each for each in variants if each["greedy"] is not None]
     gx, gy = np.zeros(0), np.zeros(0)
@@ -154,7 +154,7 @@ def sums_of(measure: Measure, variants: Sequence[Mapping[str, Any]]) -> Sums:
     known = [each for each in variants if each["truth"] is not None]
     error = sum(abs(each["answer"] - each["truth"]) for each in known)
     products = (float(a @ b) for a, b in ((x, x), (x, y), (y, y), (gx, gx), (gx, gy)))
-    return Sums(count, count - 1, *products, len(known), float(error), covered)
+    return Sums(count, count - 1, *products, float(len(known)), float(error), covered)
 
 
 def ratio(runs: Sequence[Mapping[str, tuple[float, float]]]) -> Interval:
@@ -252,15 +252,15 @@ def response_table(responses: Iterable[tuple[str, Response]]) -> pd.DataFrame:
     groups: dict[tuple[str, str, str], list[Response]] = {}
     for label, each in responses:
         groups.setdefault((each.intervention, each.question_type, label), []).append(each)
-    rows = []
+    rows, labels = [], []
     for (intervention, kind, label), own in groups.items():
         found, first = estimate(own), own[0]
+        labels.append(label)
         expected = "" if first.expected is None else f"{first.expected:g}"
         rows.append(
             {
                 "intervention": intervention,
                 "questions": kind,
-                **({"setting": label} if label else {}),
                 "response": _text(found.slope),
                 "of": UNITS[first.measure] if first.has_slope else "options" if first.is_choice else "",
                 "if used": expected if first.has_slope else "",
@@ -273,7 +273,7 @@ def response_table(responses: Iterable[tuple[str, Response]]) -> pd.DataFrame:
                 "can't respond": first.unresponsive,
             }
         )
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, index=pd.Index(labels, name="setting"))
     return table.drop(columns="can't respond") if len(table) and not any(table["can't respond"]) else table
 
 

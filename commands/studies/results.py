@@ -16,6 +16,7 @@ import pandas as pd
 
 from callbacks.run_config import METRICS, PREDICTIONS
 from commands.reports.scores import Tested
+from commands.responses.results import Response, as_json, from_json
 from commands.studies.study_file import MACRO, OWN, Options, Run, Study, read_study
 from zoo.errors import InputError
 from zoo.files.atomic_io import JSONLines, read_json, read_records
@@ -58,6 +59,7 @@ class Result:
         errors: The errors of what the model's objectives predict. `<objective>/unlearned/<name>` is a null model's.
         small_parameters: Values of each small parameter before and after the training, see `Task`.
         curve: Pairs of a training step and the score of the validation scenes at it, in the measure of the row.
+        responses: The model's responses to interventions, as in responses.json, with the row's own test.
     """
 
     setting: str
@@ -77,6 +79,7 @@ class Result:
     errors: dict[str, float] = field(default_factory=dict)
     small_parameters: dict[str, list[list[float]]] = field(default_factory=dict)
     curve: list[list[int | float]] = field(default_factory=list)
+    responses: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Results:
@@ -137,6 +140,12 @@ class Results:
         ranked = sorted(trainings, key=lambda key: (len(trainings[key]), *key))
         return trainings[ranked[-1]] if ranked else {}
 
+    def are_complete(self, run: Run) -> bool:
+        """Return whether a planned training has all of its tests and responses."""
+        found = self.find(run)
+        measured = {each["intervention"] for each in found[OWN].responses} if OWN in found else set()
+        return len(found) == len(run.tests) and measured >= {*run.responses}
+
     def stale(self, runs: Sequence[Run]) -> list[Result]:
         """Return the own results that belong to none of the planned trainings and tests."""
         planned = [(run.resolved, run.seed, options) for run in runs for options in run.tests.values()]
@@ -178,6 +187,7 @@ class Results:
             group=label,
             options={**result.options, **{f"test.{name}": value for name, value in result.test_options.items()}},
             small_parameters=result.small_parameters,
+            responses=[from_json(each) for each in result.responses],
         )
 
 
@@ -207,7 +217,12 @@ def load(path: Path) -> tuple[list[Tested], list[str]]:
 
 
 def read_result(
-    run: Run, test: str, folder: Path, trained: Mapping[str, Any], curve: Sequence[tuple[int, float]] = ()
+    run: Run,
+    test: str,
+    folder: Path,
+    trained: Mapping[str, Any],
+    curve: Sequence[tuple[int, float]] = (),
+    responses: Sequence[Response] = (),
 ) -> tuple[Result, Questions]:
     """Read the result of a finished test from its folder.
 
@@ -217,6 +232,7 @@ def read_result(
         folder: The folder with its metrics.json.
         trained: `commit`, `is_clean`, `trained` and `fit_s` of the training, see `Result`.
         curve: See `Result`.
+        responses: See `Result`.
 
     Raises:
         InputError: No question has a score.
@@ -251,6 +267,7 @@ def read_result(
             for name, both in metrics.get("small_parameters", {}).items()
         },
         curve=[[step, round(score, DIGITS)] for step, score in curve],
+        responses=[as_json(each) for each in responses],
     )
     return result, questions
 

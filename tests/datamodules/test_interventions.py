@@ -53,6 +53,11 @@ def variants(data: VideoQADataModule, intervention: Intervention, number: int = 
     return loaded, intervention.variants(origin, loaded)
 
 
+def true_answer(data: VideoQADataModule, number: int) -> float:
+    assert isinstance(data.source, PanelRooms)
+    return data.source.task.true_answer(*data.source.read_room(data.scenes("test")[number]))
+
+
 def poses(scene: LoadedScene) -> torch.Tensor:
     assert scene.geometry is not None and scene.geometry.world_to_camera is not None
     return scene.geometry.world_to_camera.double()
@@ -114,7 +119,7 @@ def test_told_cameras_turn_about_their_centers(turning: VideoQADataModule, kind:
         assert first.sum() == 4 and shows.any() and not (first & shows).any()
         turned = {TurnedCameras: ~first, TurnedPanelView: shows, TurnedEmptyViews: ~shows & ~first}[kind]
         shown += len(found)
-        truth = turning.source.true_answer(turning.scenes("test")[number])  # type: ignore[attr-defined]
+        truth = true_answer(turning, number)
         assert abs(truth - float(loaded.questions[0].ground_truth)) < 3  # the ground truth is where the panel hangs
         for each in found:
             assert each.scene.frames is loaded.frames and each.truth is not None
@@ -179,7 +184,7 @@ def test_what_data_permit(turning: VideoQADataModule, tmp_path: Path) -> None:
     ordered = PanelRooms(PanelOrder(), scenes=(0, 0, 1), root=str(tmp_path), workers=1)
     ordered.prepare()
     with pytest.raises(InputError, match="PanelOrder has no continuous answer"):
-        ordered.true_answer(ordered.scenes("test")[0])
+        ordered.task.true_answer(*ordered.read_room(ordered.scenes("test")[0]))
 
 
 def test_expected_responses() -> None:

@@ -84,18 +84,6 @@ class PanelRooms(RenderedScenes):
         """Return what each oracle of the task knows about a scene, from the scene's files."""
         return self.task.oracles(*self.read_room(scene, change_poses))
 
-    def true_answer(self, scene: Scene, change_poses: ChangePoses | None = None) -> float:
-        """Return the answer that follows from the panel's place in the frames and the told cameras, not rounded.
-
-        Args:
-            scene: The scene.
-            change_poses: Makes the told poses from the true ones. None keeps them.
-
-        Raises:
-            InputError: The answers of the task are not continuous.
-        """
-        return self.task.true_answer(*self.read_room(scene, change_poses))
-
     def read_room(self, scene: Scene, change_poses: ChangePoses | None = None) -> tuple[RoomScene, RoomVideo]:
         """Read the room of a scene, and its video with the poses that a model is told, from the scene's files."""
         assert scene.depth is not None and scene.cameras is not None  # `write_drawn` writes both
