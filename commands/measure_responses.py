@@ -2,6 +2,7 @@
 
     python main.py measure-responses
     python main.py measure-responses runs/PRoPEMLLM-20261125-012048 --scenes 100
+    python main.py measure-responses runs/mine --data data_vsibench.yaml --output runs/mine/vsibench
     python main.py measure-responses runs/mine --interventions '[ScaledLengths, OtherWorlds]'
     python main.py measure-responses runs/mine --interventions+ TurnedPanelView --interventions.degrees 60
 
@@ -63,6 +64,8 @@ def measure_responses(arguments: list[str]) -> None:
     )
     named = "classes of datamodules/interventions.py; null uses all that the data permits"
     parser.add_argument("--interventions", type=list[Intervention] | None, default=None, help=named)
+    data_help = "a config whose data replace the run's, such as data_vsibench.yaml or a file of your own"
+    parser.add_argument("--data", type=str | None, default=None, help=data_help)
     parser.add_argument("--split", type=Split, default="test", help="which scenes")
     parser.add_argument("--scenes", type=int, default=50, help="largest number of scenes, from the start of the split")
     parser.add_argument("--device", type=str | None, default=None, help="null uses a GPU if there is one, else the CPU")
@@ -81,6 +84,6 @@ def measure_responses(arguments: list[str]) -> None:
     run = find_run(settings.run)
     folder = Path(settings.output or run).expanduser()
     options = settings.split, settings.scenes, settings.device, settings.trust_modules
-    found = responses_of(run, interventions, *options, folder=folder)
+    found = responses_of(run, interventions, *options, data=settings.data, folder=folder)
     print(response_table(("", each) for each in found).to_string(index=False))
     print(f"measure-responses: {len(found)} responses, see {folder / RESPONSES}")

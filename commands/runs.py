@@ -22,13 +22,15 @@ from callbacks.configs import (
     find_class,
     find_config,
     is_own,
+    merge,
+    merge_configs,
     model_of,
     read_config,
 )
 from callbacks.results_folder import is_interrupted
 from callbacks.run_config import TEST_FILE, config_of_training, declared_options
 from commands.new_run import make_folder, shared_folder
-from commands.parser import EVALUATION, split_configs, split_options, trusted_modules
+from commands.parser import EVALUATION, build, command_parser, split_configs, split_options, trusted_modules
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset
 from datamodules.sources.base import Split
@@ -127,6 +129,7 @@ def load_run(
     num_scenes: int,
     device: str | None,
     trust_modules: Collection[str],
+    data_config: str | None = None,
 ) -> LoadedRun:
     """Load the model of a run, and the first scenes of a split.
 
@@ -138,6 +141,7 @@ def load_run(
         num_scenes: Largest number of scenes.
         device: Device of the model. None is a GPU if there is one, else the CPU.
         trust_modules: Modules that a run of someone else may import.
+        data_config: A config whose data replace the run's. Options that it does not set are the run's.
 
     Raises:
         InputError: The run or its data can't be read.
@@ -147,11 +151,21 @@ def load_run(
     seed_everything(int(config.get("seed_everything") or 0), verbose=False)  # the same random weights as in training
     model = build(run, trust_modules=trusted)
     check_class_paths(config["data"], trusted)
-    data = from_config(VideoQADataModule, config["data"])
+    given = config["data"]
+    data = from_config(VideoQADataModule, given) if data_config is None else _other_data(given, data_config)
     data.prepare_splits((split,))
     dataset = data.dataset(data.scenes(split)[:num_scenes])
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return LoadedRun(run, model, data, dataset)
+
+
+def _other_data(settings: dict[str, Any], name: str) -> VideoQADataModule:
+    """Build the DataModule of a config, with the settings of a run for the options that the config does not set."""
+    parser = command_parser("data", None)
+    parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False)
+    given = merge(settings, merge_configs([name]).settings["data"])
+    data: VideoQADataModule = build(parser, parser.parse_object({"data": given})).data
+    return data
 
 
 def check_readable(checkpoint: Path) -> None:

@@ -42,6 +42,7 @@ def responses_of(
     device: str | None = None,
     trust_modules: Collection[str] = (),
     *,
+    data: str | None = None,
     folder: str | Path | None = None,
 ) -> list[Response]:
     """Measure the responses of a run.
@@ -53,6 +54,7 @@ def responses_of(
         num_scenes: Largest number of scenes, from the start of the split.
         device: Device of the model. None is a GPU if there is one, else the CPU.
         trust_modules: Modules that a run of someone else may import.
+        data: A config whose data replace the run's, such as data_vsibench.yaml.
         folder: Where answers, responses and their figure are written. What it has of the answers is not asked again.
             None writes nothing.
 
@@ -60,7 +62,7 @@ def responses_of(
         InputError: The run can't be read, its data do not permit an intervention, or no question has a declared
             response.
     """
-    loaded = load_run(Path(run), SpatialVLM.from_pretrained, split, num_scenes, device, trust_modules)
+    loaded = load_run(Path(run), SpatialVLM.from_pretrained, split, num_scenes, device, trust_modules, data)
     loaded.dataset.spec = loaded.model.model_spec()
     source, scenes = loaded.data.source, loaded.dataset.scenes
     chosen = default_interventions(source) if interventions is None else interventions
@@ -137,7 +139,7 @@ def ask_all(
     config, scenes = config_of(run.folder), run.dataset.scenes
     greedy = {name: value for name, value in (config["model"].get("init_args") or {}).items() if name in GREEDY}
     code = fingerprint_code(config, run.model, *interventions)
-    key = fingerprint([fingerprint(run.model), code, config["data"], greedy, split])
+    key = fingerprint([fingerprint(run.model), code, known_config(run.data), greedy, split])
     known = {} if file is None else {record["id"]: record for record in read_records([file])}
     truths = [
         run.data.source.benchmark.read_number(q.ground_truth) for s in run.data.scenes(split) for q in s.questions
