@@ -73,7 +73,7 @@ class Origin(NamedTuple):
     answers: tuple[float, float] = (-math.inf, math.inf)
 
     @property
-    def index(self) -> int:
+    def number(self) -> int:
         """The number of a rendered scene in its split."""
         return int(self.scene.name.rpartition("_")[2])
 
@@ -219,7 +219,7 @@ def in_world(geometry: SceneGeometry, new_from_old: Float64[Tensor, "4 4"]) -> S
 class PanelIntervention(Intervention):
     """An intervention on the rooms of `PanelRooms`."""
 
-    measure = "answer"
+    measure: ClassVar[Measure] = "answer"
 
     def expected(self, benchmark: Benchmark, question_type: str) -> float | None:
         """Return 1: the answer follows the true answer."""
@@ -251,7 +251,7 @@ class MovedPanel(PanelIntervention):
 
     def variants(self, origin: Origin, loaded: LoadedScene) -> list[Variant]:
         """Return the room with the panel at each place that counts."""
-        moved = origin.source.moved_panels(origin.split, origin.index, self.num_variants)  # type: ignore[attr-defined]
+        moved = origin.source.moved_panels(origin.split, origin.number, self.num_variants)  # type: ignore[attr-defined]
         scenes = [(origin.read(scene), truth) for scene, truth, counts in moved if counts]
         return [Variant(replace(each, questions=loaded.questions), truth, truth) for each, truth in scenes]
 
@@ -349,7 +349,9 @@ class OtherWalls(PanelIntervention):
         """Return the room as it is, and with each of the other walls."""
         source = origin.source
         assert isinstance(source, PanelRooms)
-        others = [origin.read(scene) for scene in source.other_walls(origin.split, origin.index, self.num_variants - 1)]
+        others = [
+            origin.read(scene) for scene in source.other_walls(origin.split, origin.number, self.num_variants - 1)
+        ]
         return [Variant(replace(each, questions=loaded.questions), 0.0) for each in (loaded, *others)]
 
     def expected(self, benchmark: Benchmark, question_type: str) -> float | None:

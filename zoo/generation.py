@@ -481,8 +481,9 @@ def answer_prompts(
             own = None if seeds is None else [seeds[number] for number, _ in each]
             answers = prefix.answer([question for _, question in each], max_new_tokens, own)
             replies.update(zip((number for number, _ in each), answers, strict=True))
-            for number, question in each if candidates is not None else ():
-                replies[number] = _with_candidates(replies[number], prefix.score(question, candidates[number]))
+            if candidates is not None:
+                for number, tokens in each:
+                    replies[number] = _with_candidates(replies[number], prefix.score(tokens, candidates[number]))
     return [replies[number] for number in sorted(replies)]
 
 

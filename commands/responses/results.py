@@ -153,8 +153,8 @@ def sums_of(measure: Measure, variants: Sequence[Mapping[str, Any]]) -> Sums:
         gx, gy = deviations([each["value"] for each in told]), deviations([each["greedy"] for each in told])
     known = [each for each in variants if each["truth"] is not None]
     error = sum(abs(each["answer"] - each["truth"]) for each in known)
-    products = (float(a @ b) for a, b in ((x, x), (x, y), (y, y), (gx, gx), (gx, gy)))
-    return Sums(count, count - 1, *products, float(len(known)), float(error), covered)
+    xx, xy, yy, gxx, gxy = (float(a @ b) for a, b in ((x, x), (x, y), (y, y), (gx, gx), (gx, gy)))
+    return Sums(count, count - 1, xx, xy, yy, gxx, gxy, float(len(known)), float(error), covered)
 
 
 def ratio(runs: Sequence[Mapping[str, tuple[float, float]]]) -> Interval:

@@ -129,7 +129,7 @@ def test_oracles_that_use_a_thing_get_1_and_others_0(turning: VideoQADataModule)
         "exact": lambda truth: truth,
         "constant error": lambda truth: truth + 30,
         "classes": to_class,
-        "ignores": lambda truth: float(180 + 10 * rng.standard_normal()),
+        "ignores": lambda truth: float(180 + 4 * rng.standard_normal()),
     }
     for own in (TurnedPanelView(), TurnedCameras(), TurnedEmptyViews()):
         used = own.expected(turning.source.benchmark, "panel_turn")
@@ -268,7 +268,13 @@ def test_the_command(run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(SystemExit, match=error) as end:
             run("measure-responses", str(folder), *words)
         assert "\n" not in str(end.value.code)
-    # 4. A link in someone else's folder is not followed.
+    # 4. Other data than the run's.
+    Path("other.yaml").write_text("data: {init_args: {question_types: [object_counting]}}")
+    few += ["--data", "other.yaml", "--output", "apart"]
+    assert "room_size_estimation" not in run("measure-responses", str(folder), *few)
+    assert {each.question_type for each in read_responses(Path("apart"))} == {"object_counting"}
+    few = few[:-4]
+    # 5. A link in someone else's folder is not followed.
     other = tmp_path / "other.txt"
     other.write_text("mine\n")
     (folder / ANSWERS).unlink()
