@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from jsonargparse import ArgumentError
 from lightning import seed_everything
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import optimizer_files
 from callbacks.configs import (
     RUNS,
+    MergedConfig,
     buildable_classes,
     check_run,
     find_class,
@@ -29,6 +31,7 @@ from callbacks.configs import (
 )
 from callbacks.results_folder import is_interrupted
 from callbacks.run_config import TEST_FILE, config_of_training, declared_options
+from commands.faults import explained
 from commands.new_run import make_folder, shared_folder
 from commands.parser import EVALUATION, build, command_parser, split_configs, split_options, trusted_modules
 from datamodules import VideoQADataModule
@@ -163,9 +166,13 @@ def _other_data(settings: dict[str, Any], name: str) -> VideoQADataModule:
     """Build the DataModule of a config, with the settings of a run for the options that the config does not set."""
     parser = command_parser("data", None)
     parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False)
-    given = merge(settings, merge_configs([name]).settings["data"])
-    data: VideoQADataModule = build(parser, parser.parse_object({"data": given})).data
-    return data
+    given = {"data": merge(settings, merge_configs([name]).settings["data"])}
+    try:
+        data: VideoQADataModule = build(parser, parser.parse_object(given)).data
+        return data
+    except ArgumentError as error:
+        refused = error
+    raise explained(refused, parser, MergedConfig(given), ()) from refused
 
 
 def check_readable(checkpoint: Path) -> None:
