@@ -80,10 +80,7 @@ def identify_test(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any
         weights.append(fingerprint(pl_module))
     if isinstance(geometry := getattr(model, "geometry", None), CachedGeometry):
         weights.append(geometry.weights)
-    # 3. Code.
-    files = {file for package in OWN_CODE for file in (ROOT / package).rglob("*.py")}
-    files |= own_files(config, pl_module, data)
-    # 4. Questions, and the files of scenes.
+    # 3. Questions, and the files of scenes.
     scenes: list[Any] = []
     if tested := getattr(data, "tested_scenes", ()):
         scenes = [questions_fingerprint(tested)]
@@ -94,10 +91,22 @@ def identify_test(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any
         "config": config,
         "processes": trainer.world_size if is_limited(trainer.limit_test_batches) else None,  # the limit is per process
         "weights": fingerprint(weights),
-        "code": fingerprint(f"{file.name} {read_code(file)}" for file in sorted(files)),
+        "code": fingerprint_code(config, pl_module, data),
         "scenes": fingerprint(scenes),
     }
     return dict(json.loads(json.dumps(found, default=str)))
+
+
+def fingerprint_code(config: Mapping[str, Any], *objects: Any) -> str:
+    """Return the fingerprint of the code on which answers depend: the zoo's, and that of the user's own classes.
+
+    Args:
+        config: A config that may name classes.
+        objects: Objects of classes that it may not name.
+    """
+    files = {file for package in OWN_CODE for file in (ROOT / package).rglob("*.py")}
+    files |= own_files(config, *objects)
+    return fingerprint(f"{file.name} {read_code(file)}" for file in sorted(files))
 
 
 def _states(paths: Iterable[Path]) -> Iterator[tuple[str, int, int]]:

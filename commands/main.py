@@ -18,6 +18,7 @@ Commands:
     score           score a file of answers, without a model
     report          compare runs, as tables or as a page
     probe           measure what the hidden states of a run contain, before and after training
+    measure-responses   measure by how much a run's answers follow its cameras, its pixels, and the lengths it is told
     import-cameras  make a scene of a capture (COLMAP, Record3D, ScanNet and others), or of each scene of a dataset
     check-cameras   check cameras against the images of a video: convention, speed, jumps, intrinsics
     check-overlap   find test scenes that are also training scenes, by name and by content
@@ -72,6 +73,7 @@ OTHERS = {
     "score": "commands.score:score",
     "report": "commands.report:report",
     "probe": "commands.probe:probe",
+    "measure-responses": "commands.measure_responses:measure_responses",
     "study": "commands.study:study",
     "import-cameras": "commands.import_cameras:import_cameras",
     "check-cameras": "commands.check_cameras:check_cameras",

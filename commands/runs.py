@@ -11,22 +11,27 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from jsonargparse import ArgumentError
 from lightning import seed_everything
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import optimizer_files
 from callbacks.configs import (
+    MergedConfig,
     buildable_classes,
     check_run,
     find_class,
     find_config,
+    merge,
+    merge_configs,
     model_of,
     read_config,
 )
 from callbacks.results_folder import is_interrupted
 from callbacks.run_config import TEST_FILE, TRAIN_SCENES, config_of_training, declared_options, folder_of_run
+from commands.faults import explained
 from commands.new_run import describe_failure, make_folder, shared_folder
-from commands.parser import EVALUATION, split_configs, split_options, trusted_modules
+from commands.parser import EVALUATION, build, command_parser, split_configs, split_options, trusted_modules
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset
 from datamodules.sources.base import Split
@@ -141,6 +146,7 @@ def load_run(
     num_scenes: int,
     device: str | None,
     trust_modules: Collection[str],
+    data_config: str | None = None,
 ) -> LoadedRun:
     """Load the model of a run, and the first scenes of a split.
 
@@ -152,6 +158,7 @@ def load_run(
         num_scenes: Largest number of scenes.
         device: Device of the model. None is a GPU if there is one, else the CPU.
         trust_modules: Modules that a run of someone else may import.
+        data_config: A config whose data replace the run's. Options that it does not set are the run's.
 
     Raises:
         InputError: The run or its data can't be read.
@@ -161,11 +168,25 @@ def load_run(
     seed_everything(int(config.get("seed_everything") or 0), verbose=False)  # the same random weights as in training
     model = build(run, trust_modules=trusted)
     check_class_paths(config["data"], trusted)
-    data = from_config(VideoQADataModule, config["data"])
+    given = config["data"]
+    data = from_config(VideoQADataModule, given) if data_config is None else _other_data(given, data_config)
     data.prepare_splits((split,))
     dataset = data.dataset(data.scenes(split)[:num_scenes])
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return LoadedRun(run, model, data, dataset)
+
+
+def _other_data(settings: dict[str, Any], name: str) -> VideoQADataModule:
+    """Build the DataModule of a config, with the settings of a run for the options that the config does not set."""
+    parser = command_parser("data", None)
+    parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False)
+    given = {"data": merge(settings, merge_configs([name]).settings["data"])}
+    try:
+        data: VideoQADataModule = build(parser, parser.parse_object(given)).data
+        return data
+    except ArgumentError as error:
+        refused = error
+    raise explained(refused, parser, MergedConfig(given), ()) from refused
 
 
 def check_readable(checkpoint: Path) -> None:

@@ -26,8 +26,8 @@ A study file has the keys
 
     title, text   of the document
     settings      the rows of the table: options of `fit` by dotted name for each, and the special keys `configs`
-                  (--config files), `tests`, `columns`, `score` and `requires`; of two options the later one wins.
-                  With trainer.max_steps 0 nothing is trained, and released weights are tested
+                  (--config files), `tests`, `columns`, `score`, `requires` and `responses`; of two options the later
+                  one wins. With trainer.max_steps 0 nothing is trained, and released weights are tested
     columns       the columns of the table: options that each setting is run under; a setting's `columns` chooses some
     configs, options   of all settings
     seeds         values of --seed_everything; a table with all settings is complete before the next seed starts
@@ -41,6 +41,8 @@ A study file has the keys
     compare       sections of the document: a title, settings and a baseline, or settings and tests; and a column. With
                   tests a baseline is compared under these, else each setting with its own test. With `interest`, the
                   least effect of interest, the table says what each difference means
+    responses     of a setting: interventions of `main.py measure-responses` on the trained model, such as
+                  [TurnedCameras, MovedPanel]; the document has a table of the responses
     requires      commands by the file that they make, for the settings that name the file in `requires`. They run side
                   by side before the trainings
     parts         anything, for YAML's anchors: `part: &part {...}`, then `setting: {<<: *part, ...}`

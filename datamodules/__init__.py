@@ -10,6 +10,10 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "augmentations": ["Augmentation", "RandomCameraErrors", "RandomFocalLength"],
+        "interventions": [
+            *("Intervention", "MovedPanel", "OtherWalls", "OtherWorlds", "ScaledLengths", "ScaledTranslations"),
+            *("TurnedCameras", "TurnedEmptyViews", "TurnedPanelView"),
+        ],
         "perturbations": [
             *("CameraErrors", "DriftingCameras", "FramesAtOtherCenters", "FramesOnOtherCameras", "LongerFocalLength"),
             *("MissingCameras", "NoisyCameras", "OtherCameras", "OtherGeometry", "Perturbation", "ReversedFrames"),

@@ -139,6 +139,7 @@ SIZES = {  # of a training, where it has these options
 MORE = {
     "study": ["--dry_run"],
     "probe": ["--scenes", "2", "--split", "train"],
+    "measure-responses": ["--scenes", "1"],
     "cache-frames": ["--data.keep_in_memory", "false"],
 }
 OWN_BENCHMARK = """

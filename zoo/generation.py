@@ -139,6 +139,7 @@ def _layers(cache: Any) -> list[Any]:
 
 BROKEN = -1  # replaces a token whose logits are not finite
 TOKENS_AT_ONCE = 1024  # question tokens per forward pass, which bounds the mask and the activations
+CANDIDATES_AT_ONCE = 128  # bounds the logits, and the rows of states in a hybrid decoder
 
 
 class Reply(NamedTuple):
@@ -146,11 +147,13 @@ class Reply(NamedTuple):
 
     Attributes:
         log_probs: Log-probability of each token, if tokens are drawn.
+        candidates: Log-probability of each candidate as the whole answer, if there are candidates.
     """
 
     ids: list[int]
     error: str | None = None
     log_probs: tuple[float, ...] = ()
+    candidates: tuple[float, ...] = ()
 
 
 class CachedPrefix:
@@ -274,6 +277,56 @@ class CachedPrefix:
             for n, (ids, log_probs) in enumerate(replies)
         ]
 
+    @torch.no_grad()
+    def score(self, question: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+        """Return the log-probability of each whole answer to a question, without repetition penalty.
+
+        An answer ends with any of the stop tokens, so 7 does not count as the beginning of 72. The question is read
+        once, and all answers follow it.
+
+        Args:
+            question: Token ids that follow the prefix, at least one.
+            answers: Token ids of each answer, at least one each, without a stop token.
+        """
+        self._rewind()
+        rows = _on_device([list(question), list(range(len(question))), [0] * len(question)], self.groups.device)
+        last = self._read_questions(rows, [len(question)], alone=True)[-1:]
+        before = self.length, self.states, self.next_position
+        self.length, self.states = self.length + len(question), read_states(self.cache)
+        self.next_position, self.groups = self.next_position + len(question), torch.full_like(self.groups, PREFIX)
+        try:
+            at_once = CANDIDATES_AT_ONCE if self.backbone.packs_questions else 1
+            parts = [answers[start : start + at_once] for start in range(0, len(answers), at_once)]
+            return torch.cat([self._score_batch(last, part) for part in parts]).tolist() if parts else []
+        finally:
+            self.length, self.states, self.next_position = before
+
+    def _score_batch(self, last: Float[Tensor, "1 D"], answers: Sequence[Sequence[int]]) -> Float[Tensor, " answers"]:
+        """Score answers that follow the prefix, one token of each at a time.
+
+        Args:
+            last: Hidden state of the prefix's last token.
+            answers: See `score`.
+        """
+        self._rewind()
+        join_states(self.cache, [list(self.states) for _ in answers])
+        device, mask = self.groups.device, None if len(answers) == 1 else self.backbone.step_mask
+        stops = _on_device(self.backbone.stop_tokens, device)
+        total, going, hidden = torch.zeros(len(answers), device=device), list(range(len(answers))), last
+        for step in range(max(map(len, answers)) + 1):
+            log_probs = to_float32(self.backbone.lm_head(hidden)).log_softmax(-1).expand(len(going), -1)
+            goes_on = [len(answers[n]) > step for n in going]
+            tokens = [answers[n][step] if more else 0 for n, more in zip(going, goes_on, strict=True)]
+            ids, more, rows = (_on_device(each, device) for each in (tokens, goes_on, going))
+            chosen = torch.where(more, log_probs.gather(1, ids[:, None])[:, 0], log_probs[:, stops].logsumexp(1))
+            total = total.index_add(0, rows, chosen.to(total.dtype))
+            if not all(goes_on):
+                keep_rows(self.cache, more.nonzero()[:, 0])
+                going, ids, rows = [n for n, each in zip(going, goes_on, strict=True) if each], ids[more], rows[more]
+            if going:
+                hidden = self._read(torch.stack((ids, torch.full_like(ids, step), rows)), mask)
+        return total
+
     def _seen(self, questions: Sequence[Sequence[int]]) -> Int[Tensor, "questions L"]:
         """Return the tokens of prefix and question, padded with a token that all of them contain."""
         longest, first = max(map(len, questions)), self.input_ids[:, :1]
@@ -328,6 +381,8 @@ def _on_device(values: list[Any], device: torch.device, dtype: torch.dtype | Non
 
 # ---- Answers to the prompts of a batch -------------------------------------------------------------------------------
 
+Candidates = Sequence[Sequence[Sequence[int]]]  # token ids of possible answers to each question of a batch
+
 
 @runtime_checkable
 class Answerer(Protocol):
@@ -362,10 +417,17 @@ def check_penalty(factor: float) -> None:
 
 
 @torch.no_grad()
-def answer_batch(model: Answerer, batch: Batch, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[Reply]:
+def answer_batch(
+    model: Answerer,
+    batch: Batch,
+    max_new_tokens: int,
+    repetition_penalty: float = 1.0,
+    candidates: Candidates | None = None,
+) -> list[Reply]:
     """Answer the prompts of a batch in the model's `precision`. Scenes are encoded once, see `answer_prompts`."""
     with answer_precision(model.backbone.device, model.precision):
-        return answer_prompts(model, model.encode_scenes(batch), batch.prompts, max_new_tokens, repetition_penalty)
+        scenes, settings = model.encode_scenes(batch), (max_new_tokens, repetition_penalty)
+        return answer_prompts(model, scenes, batch.prompts, *settings, candidates=candidates)
 
 
 @torch.no_grad()
@@ -377,6 +439,7 @@ def answer_prompts(
     repetition_penalty: float = 1.0,
     choose: TokenChoice = greedy,
     seeds: Sequence[int] | None = None,
+    candidates: Candidates | None = None,
 ) -> list[Reply]:
     """Answer prompts about encoded scenes. A prefix shared by prompts about the same scenes is decoded once.
 
@@ -388,6 +451,7 @@ def answer_prompts(
         repetition_penalty: See `CachedPrefix`.
         choose: See `CachedPrefix`.
         seeds: Random seeds by the number of the question in the batch, see `CachedPrefix.answer`.
+        candidates: Answers to score, by the number of the question in the batch, see `CachedPrefix.score`.
 
     Returns:
         One reply per question, in the order of their numbers in the batch.
@@ -417,4 +481,14 @@ def answer_prompts(
             own = None if seeds is None else [seeds[number] for number, _ in each]
             answers = prefix.answer([question for _, question in each], max_new_tokens, own)
             replies.update(zip((number for number, _ in each), answers, strict=True))
+            if candidates is not None:
+                for number, tokens in each:
+                    replies[number] = _with_candidates(replies[number], prefix.score(tokens, candidates[number]))
     return [replies[number] for number in sorted(replies)]
+
+
+def _with_candidates(reply: Reply, log_probs: Sequence[float]) -> Reply:
+    """Return a reply with the log-probabilities of its candidates, or with an error if one is not finite."""
+    if reply.error is None and not all(map(math.isfinite, log_probs)):
+        return reply._replace(error="the logits of a candidate answer are not finite")
+    return reply._replace(candidates=tuple(log_probs))

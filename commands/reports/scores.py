@@ -30,6 +30,7 @@ from callbacks.metrics import describe_unfinished
 from callbacks.results_folder import TESTS, rank_files
 from callbacks.run_config import METRICS, PREDICTIONS, TEST_FILE, declared_options
 from commands.reports.predictions import read_predictions
+from commands.responses.results import Response, read_responses
 from commands.runs import CONFIG
 from datamodules import VideoQADataModule
 from zoo.benchmarks import find_benchmark
@@ -61,6 +62,7 @@ class Tested:
         small_parameters: All values of each small parameter before and after the training, see `Task`, by its name.
         folder: The folder of the test.
         training: Names the training: tests of one training are compared with each other in pairs. "" if it is unknown.
+        responses: Responses of the model to interventions, if they were measured. Those of a run are with its own test.
     """
 
     label: str
@@ -76,6 +78,7 @@ class Tested:
     small_parameters: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     folder: Path | None = None
     training: str = ""
+    responses: Sequence[Response] = ()
     __test__: ClassVar[bool] = False  # its name is that of a class of tests, for pytest
 
     @cached_property
@@ -258,6 +261,7 @@ def _load_test(folder: Path) -> tuple[Tested, list[str]]:
         small_parameters=metrics.get("small_parameters") or {},
         folder=folder,
         training=str(run.resolve()),
+        responses=read_responses(folder) if run == folder else (),
     )
     recorded = flatten_scores(metrics)
     if any(abs(score - (tested.score(measure) or 0.0)) > 1e-9 for measure, score in recorded.items()):

@@ -16,6 +16,7 @@ from tabulate import LATEX_ESCAPE_RULES
 from callbacks.baselines import BELOW, MEANING, NAMES, is_below
 from commands.reports.scores import MEANS, Tested, option_table, scores_of
 from commands.reports.statistics import ONE_SEED, Difference, difference
+from commands.responses.results import response_table
 from zoo.benchmarks import find_benchmark
 from zoo.benchmarks.scorers import to_float
 from zoo.errors import printable
@@ -187,6 +188,9 @@ def report_tables(tested: Sequence[Tested], baseline: str | None = None) -> list
     small = parameter_table(settings.values())
     if not small.empty:
         tables.append(("Small parameters: mean (least to greatest) over their numbers, layers and seeds", small))
+    labeled = ((name, each) for name, own in settings.items() for test in own for each in test.responses)
+    if not (responses := response_table(labeled)).empty:
+        tables.append(("Responses to interventions, with 95 % intervals", responses))
     options = option_table({name: own[0].options for name, own in settings.items()})
     if not options.empty:
         tables.append(("Options that differ", options))

@@ -17,6 +17,7 @@ from callbacks.baselines import BELOW, MEANING, NAMES, blind_only, is_below
 from commands.reports.plot import draw, draw_curves
 from commands.reports.scores import Tested
 from commands.reports.statistics import FEWEST, ONE_SEED, Difference, difference, margin, shown, verdicts
+from commands.responses.results import from_json, response_table
 from commands.studies.results import UNLEARNED, Result, Results
 from commands.studies.study_file import OWN, Comparison, Study, as_words
 from datamodules.sources.base import ORACLE
@@ -120,6 +121,17 @@ class Document:
         for name, own in self.baselines.items():
             table.append([NAMES.get(name, name), *(f"{own[each]:.3f}" if each in own else "" for each in columns)])
         return pd.DataFrame(table, columns=["setting", *map(self._heading, columns)])
+
+    def response_table(self) -> pd.DataFrame:
+        """Return the table of the responses of all settings, pooled over seeds. Empty if none are measured."""
+        names = ((name, column) for name in self.study.settings for column in self.study.columns_of(name))
+        labeled = (
+            (", ".join(filter(None, (name, column))), from_json(each))
+            for name, column in names
+            for result in self.found(Cell(name, column)).values()
+            for each in result.responses
+        )
+        return response_table(labeled).reset_index()
 
     def verdict(self) -> str:
         """Return which settings are above all blind baselines and oracles, and by how much. "" without oracles.
@@ -324,6 +336,9 @@ class Document:
             parts.append(f"![{shown}]({_curves_of(plot)})")
         if not (further := self.test_table()).empty:
             parts += ["## Further tests of the trained models", _markdown(further)]
+        if not (responses := self.response_table()).empty:
+            what = "The slope of the answer on what an intervention changes, with its 95 % interval: see"
+            parts += ["## Responses", f"{what} `python main.py measure-responses --help`.", _markdown(responses)]
         if not (begun := self.begin_table()).empty:
             what = (
                 f"A training begins when the score of its validation scenes reaches {study.begins:g}. `>` is before the"

@@ -18,6 +18,7 @@ import pandas as pd
 
 from callbacks.run_config import METRICS, PREDICTIONS
 from commands.reports.scores import Tested
+from commands.responses.results import Response, as_json, from_json
 from commands.studies.study_file import MACRO, OWN, Options, Run, Study, read_study
 from zoo.errors import InputError
 from zoo.files.atomic_io import JSONLines, read_json, read_records
@@ -71,6 +72,7 @@ class Result:
         small_parameters: Values of each small parameter before and after the training, see `Task`.
         curve: Pairs of a training step and the score of the validation scenes at it, in the measure of the row.
         predictions: The answer to each question, see `compress`. "" for results of former versions.
+        responses: The model's responses to interventions, as in responses.json, with the row's own test.
     """
 
     setting: str
@@ -91,6 +93,7 @@ class Result:
     small_parameters: dict[str, list[list[float]]] = field(default_factory=dict)
     curve: list[list[int | float]] = field(default_factory=list)
     predictions: str = ""
+    responses: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Results:
@@ -161,9 +164,15 @@ class Results:
         """
         found: dict[tuple[str, str, int | None], Run] = {}
         for run in runs:
-            if run.setting in again or len(self.find(run)) < len(run.tests):
+            if run.setting in again or not self.are_complete(run):
                 found.setdefault((run.setting, run.column, run.seed if run.depends_on_seed else None), run)
         return [*found.values()]
+
+    def are_complete(self, run: Run) -> bool:
+        """Return whether a planned training has all of its tests and responses."""
+        found = self.find(run)
+        measured = {each["intervention"] for each in found[OWN].responses} if OWN in found else set()
+        return len(found) == len(run.tests) and measured >= {*run.responses}
 
     def stale(self, runs: Sequence[Run]) -> list[Result]:
         """Return the own results that belong to none of the planned trainings and tests."""
@@ -211,6 +220,7 @@ class Results:
             training=f"{label}, seed {result.seed}",
             options={**result.options, **{f"test.{name}": value for name, value in result.test_options.items()}},
             small_parameters=result.small_parameters,
+            responses=[from_json(each) for each in result.responses],
         )
 
 
@@ -240,7 +250,12 @@ def load(path: Path) -> tuple[list[Tested], list[str]]:
 
 
 def read_result(
-    run: Run, test: str, folder: Path, trained: Mapping[str, Any], curve: Sequence[tuple[int, float]] = ()
+    run: Run,
+    test: str,
+    folder: Path,
+    trained: Mapping[str, Any],
+    curve: Sequence[tuple[int, float]] = (),
+    responses: Sequence[Response] = (),
 ) -> tuple[Result, Questions]:
     """Read the result of a finished test from its folder.
 
@@ -250,6 +265,7 @@ def read_result(
         folder: The folder with its metrics.json.
         trained: `commit`, `is_clean`, `trained` and `fit_s` of the training, see `Result`.
         curve: See `Result`.
+        responses: See `Result`.
 
     Raises:
         InputError: No question has a score.
@@ -290,6 +306,7 @@ def read_result(
         },
         curve=[[step, round(score, DIGITS)] for step, score in curve],
         predictions=compress([record["prediction"] for record in records]),
+        responses=[as_json(each) for each in responses],
     )
     return result, questions
 

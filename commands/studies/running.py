@@ -29,6 +29,7 @@ from urllib.parse import quote
 from callbacks.results_folder import TESTS, finished_tests
 from callbacks.run_config import METRICS
 from commands.main import LIGHTNING
+from commands.responses.results import read_responses
 from commands.runs import CONFIG, RESTARTED
 from commands.studies.results import Questions, Result, read_result
 from commands.studies.study_file import MACRO, OWN, RUNS, Run, Study, as_words, test_folder_name
@@ -112,7 +113,7 @@ class Training:
         """Train and test what is not finished; return the reason if that fails."""
         try:
             with locked(self.folder.with_name(f"{self.folder.name}.lock"), f"training in {self.folder}") as lock:
-                return self._train(launch, lock) or self._test(launch, lock)
+                return self._train(launch, lock) or self._test(launch, lock) or self._measure(launch, lock)
         except InputError as error:
             return str(error)
 
@@ -145,6 +146,12 @@ class Training:
                     return failure
         return None
 
+    def _measure(self, launch: Launch, lock: int) -> str | None:
+        if {each.intervention for each in read_responses(self.folder)} >= {*self.run.responses}:
+            return None
+        words = ["measure-responses", str(self.folder), "--interventions", f"[{', '.join(self.run.responses)}]"]
+        return main_py(self.folder / LOG, Launch(launch.at_once), lock, *words)  # in one process
+
     def results(self) -> list[tuple[Result, Questions]]:
         """Return the results of the finished tests.
 
@@ -158,7 +165,8 @@ class Training:
             if finished := finished_tests(folder):
                 newest = max(finished, key=lambda each: (each / METRICS).stat().st_mtime)
                 curve = learning_curve(self.folder, self.run.score) if test == OWN else ()
-                found.append(read_result(self.run, test, newest, trained, curve))
+                responses = read_responses(self.folder) if test == OWN else ()
+                found.append(read_result(self.run, test, newest, trained, curve, responses))
         return found
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 
-from callbacks.configs import MergedConfig, find_config, merge_configs
+from callbacks.configs import MergedConfig, buildable_classes, find_config, merge_configs
 from callbacks.run_config import declared_options
 from commands.main import COMMANDS
 from commands.parser import build, command_parser, explained, with_option
 from commands.reports.scores import CHANGES_NO_RESULT
-from datamodules import VideoQADataModule
+from datamodules import Intervention, VideoQADataModule
 from zoo.benchmarks import registered_benchmarks
 from zoo.configuration import flatten, is_covered
 from zoo.errors import InputError, closest, did_you_mean
@@ -51,6 +51,7 @@ class Setting:
         tests: Names of further tests.
         score: The measure of the row; None means the study's.
         requires: Files that the training reads, keys of the study's `requires`.
+        responses: Interventions to which the trained model's responses are measured, by their class.
     """
 
     options: Options = field(default_factory=dict)
@@ -59,6 +60,7 @@ class Setting:
     tests: list[str] = field(default_factory=list)
     score: str | None = None
     requires: list[str] = field(default_factory=list)
+    responses: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class Run:
     tests: dict[str, Options]
     score: str
     requires: tuple[str, ...]
+    responses: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return ", ".join([*filter(None, (self.setting, self.column)), f"seed {self.seed}"])
@@ -255,6 +258,7 @@ class Study:
             {test: {**self.test, **each.options} for test, each in {OWN: Test(), **chosen}.items()},
             self.score_of(name),
             tuple(setting.requires),
+            tuple(setting.responses),
         )
 
 
@@ -377,6 +381,7 @@ def _check(study: Study) -> None:
         check_names(setting.columns or [], study.columns, "column")
         check_names(setting.tests, study.tests, "test")
         check_names(setting.requires, study.requires, "required file")
+        check_names(setting.responses, {kind.__name__ for kind in buildable_classes(Intervention)}, "intervention")
         check_names([setting.score or study.score], scores, "score")
     check_names({test.score for test in study.tests.values() if test.score}, scores, "score")
     for file, command in study.requires.items():

@@ -21,13 +21,15 @@ import pytest
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from commands.responses.results import RESPONSES, Response, Sums, as_json
 from commands.studies.protocols import protocol_study
 from commands.studies.results import Results, load, open_results
-from commands.studies.running import check_commands, learning_curve
+from commands.studies.running import Launch, check_commands, learning_curve
 from commands.studies.study_file import read_study
 from commands.study import study
 from tests.commands import fake_main
 from zoo.errors import InputError
+from zoo.files.atomic_io import write_json
 
 ROOT = Path(__file__).parents[2]
 STUDY: dict[str, Any] = {
@@ -665,3 +667,37 @@ def test_a_study_of_two_protocols_switches_one_option_at_a_time() -> None:
     assert [*found["tests"]["all together"]] == switched and "metrics.scorer" in found["test"]
     with pytest.raises(InputError, match="differ in nothing"):
         protocol_study("protocol_vg_llm.yaml", "protocol_vg_llm.yaml", {})
+
+
+def test_responses_of_trained_models(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """They are measured once per training, also where its scores are known already, and pooled over seeds."""
+    run("--settings", "PRoPE")
+    assert len(lines()) == 4
+    settings = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "responses": ["TurnedCameras"]}}
+    write(settings=settings)
+    asked: list[str] = []
+
+    def measured(log: Path, launch: Launch, lock: int, *words: str) -> str | None:
+        asked.append(" ".join([words[0], Path(words[1]).name, *words[2:]]))
+        own = Response("TurnedCameras", "panel_turn", "answer", False, 1.0, "", 14, made_sums(len(asked)))
+        write_json(Path(words[1], RESPONSES), {"responses": [as_json(own)]})
+        return None
+
+    def made_sums(seed: int) -> dict[str, Sums]:
+        return {f"room {n}": Sums(7.0, 6.0, 10.0, 8.0 + seed + n, 9.0, 0.0, 0.0, 7.0, 14.0, 6.3) for n in range(2)}
+
+    monkeypatch.setattr("commands.studies.running.main_py", measured)
+    run("--settings", "PRoPE", "--jobs", "1")
+    assert asked == [f"measure-responses PRoPE-loop-{seed} --interventions [TurnedCameras]" for seed in (0, 1)]
+    run("--settings", "PRoPE")
+    assert len(asked) == 2 and "0 of 2 trainings to run" in capsys.readouterr().out
+    (row,) = [line for line in Path("studies/toys.md").read_text().splitlines() if "TurnedCameras" in line]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    # (0.95 + 1.05) / 2 of the seeds
+    assert cells[:3] == ["PRoPE, loop", "TurnedCameras", "panel_turn"] and cells[3].startswith("1.00 (")
+    assert cells[-2:] == ["100%", "2 x 2"] and "## Responses" in Path("studies/toys.md").read_text()
+    write(settings={**settings, "none": {"responses": ["TurnedCamera"]}})
+    with pytest.raises(InputError, match="there is no intervention TurnedCamera; did you mean TurnedCameras"):
+        run()

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pkgutil import resolve_name
+from string import ascii_uppercase
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -37,6 +38,10 @@ class Benchmark(Configurable, ABC):
             averaging the means of its types.
         ungrouped_scorers: Scorers whose macro means ignore `averaged_types`.
         camera_types: Question types that cameras alone answer, see `answers_from_cameras`.
+        exponents: The exponent of a numeric answer in the unit of lengths: 1 for a length, 2 for an area, 0 for a
+            count. If all lengths that a model is told are multiplied by a factor, the answer is multiplied by the
+            factor to this power. A type without one has no declared response to lengths.
+        answer_grids: For a numeric question type, the answers whose probabilities are measured, see `candidates`.
         columns: The results table: the title of each column and the question types that it averages, numeric ones
             first. The question types of a group in `averaged_types` share a column.
         prefix: First line of the user text, set by a test (`--data.prompt_prefix`). Empty for none.
@@ -57,6 +62,8 @@ class Benchmark(Configurable, ABC):
     pooling_scorers: ClassVar[tuple[str, ...]] = ()
     ungrouped_scorers: ClassVar[tuple[str, ...]] = ()
     camera_types: ClassVar[tuple[str, ...]] = ()
+    exponents: ClassVar[Mapping[str, float]] = {}
+    answer_grids: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     columns: ClassVar[Mapping[str, tuple[str, ...]]]
     prefix: str = ""
     system_prompt: str | None = None
@@ -115,6 +122,19 @@ class Benchmark(Configurable, ABC):
                 advice = f"; it is one of {' and '.join(others)} (score --benchmark {others[0]})"
             known = ", ".join(self.question_types)
             raise InputError(f"unknown question_type {question_type!r}; {self.name} has {known}{advice}")
+
+    def candidates(self, question_type: str, options: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return answers to a question whose probabilities are measured: letters of options, or a grid of numbers.
+
+        Empty for a type without declared ones, such as free text.
+        """
+        if question_type in self.multiple_choice_types:
+            return tuple(ascii_uppercase[: len(options)])
+        return self.answer_grids.get(question_type, ())
+
+    def read_number(self, answer: str) -> float | None:
+        """Return the number that an answer gives, or None."""
+        return to_float(answer)
 
     def check_ground_truth(self, ground_truth: str, question_type: str) -> None:
         """Raise InputError for a right answer that no answer can match, such as a number with its unit."""
@@ -284,6 +304,17 @@ GEOVR = PromptWording(
 )
 
 
+def number_grid(least: float | int, most: float | int, decimals: int = 0, step: float = 0.04) -> tuple[str, ...]:
+    """Return numbers as a model writes them, at even steps of their logarithm. Small ones are each number there is.
+
+    Example:
+        >>> number_grid(0.8, 1.3, decimals=1), number_grid(10, 12)
+        (('0.8', '0.9', '1.0', '1.1', '1.2', '1.3'), ('10', '11', '12'))
+    """
+    count = 1 + math.ceil(math.log(most / least) / step)
+    return tuple(dict.fromkeys(f"{number:.{decimals}f}" for number in np.geomspace(least, most, count)))
+
+
 class SpatialBenchmark(Benchmark):
     """A benchmark of numeric and multiple-choice questions with the scorers of `zoo.benchmarks.scorers`.
 
@@ -322,6 +353,11 @@ class SpatialBenchmark(Benchmark):
         if number is None or not math.isfinite(number):
             return 180.0
         return abs((number - float(ground_truth) + 180) % 360 - 180)
+
+    def read_number(self, answer: str) -> float | None:
+        """Return the number that the default scorer reads. None if it reads none, or one that is not finite."""
+        number = self.rules[self.scorers[0]].read_number(answer)
+        return number if number is not None and math.isfinite(number) else None
 
     def check_ground_truth(self, ground_truth: str, question_type: str) -> None:
         """Raise InputError for a right answer that is no number, or no single letter of a choice."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from zoo.benchmarks.base import FRAMES_PREFIX, SpatialBenchmark
+from zoo.benchmarks.base import FRAMES_PREFIX, SpatialBenchmark, number_grid
 from zoo.benchmarks.scorers import SCORERS, Scorer, float64_mra, read_first_word, to_float
+
+# as the ground truths are written, which lie well within
+COUNTS = tuple(str(count) for count in range(1, 51))
+METERS, CENTIMETERS = number_grid(0.2, 20, decimals=1), number_grid(4, 900)
+SQUARE_METERS = number_grid(1.5, 250, decimals=1)
 
 
 class VSIBench(SpatialBenchmark):
@@ -13,6 +18,8 @@ class VSIBench(SpatialBenchmark):
     direction_types = ("object_rel_direction_easy", "object_rel_direction_medium", "object_rel_direction_hard")
     multiple_choice_types = (*direction_types, "object_rel_distance", "route_planning", "obj_appearance_order")
     metric_types = ("object_abs_distance", "object_size_estimation", "room_size_estimation")
+    exponents = dict(zip(numeric_types, (1.0, 0.0, 1.0, 2.0), strict=True))
+    answer_grids = dict(zip(numeric_types, (METERS, COUNTS, CENTIMETERS, SQUARE_METERS), strict=True))
     averaged_types = {"object_rel_direction": direction_types}
     scorers = tuple(SCORERS)
     columns = {  # columns of the paper's and Spatial-MLLM's tables, in their order
@@ -49,6 +56,8 @@ class ReVSI(SpatialBenchmark):
     distance_types = ("object_rel_distance_closest", "object_rel_distance_farthest")
     multiple_choice_types = (*direction_types, *distance_types, "route_planning")
     metric_types = numeric_types[2:]
+    exponents = dict(zip(numeric_types, (0.0, 0.0, 1.0, 1.0, 2.0, 2.0), strict=True))
+    answer_grids = dict(zip(numeric_types, (*[COUNTS] * 2, METERS, CENTIMETERS, *[SQUARE_METERS] * 2), strict=True))
     averaged_types = {
         "object_counting": numeric_types[:2],
         "room_size_estimation": numeric_types[4:],
@@ -86,6 +95,12 @@ class PanelBench(SpatialBenchmark):
     multiple_choice_types = ("panel_order", "panel_motion", "panel_direction")
     metric_types = numeric_types[:2]
     angle_types = numeric_types[2:]
+    exponents = {"panel_distance": 1.0, "panel_turn": 0.0}  # a panel's width follows from the intrinsics
+    answer_grids = {
+        "panel_distance": number_grid(0.5, 15, decimals=1),
+        "panel_width": number_grid(10, 200),
+        "panel_turn": tuple(str(degrees) for degrees in range(360)),
+    }
     scorers = tuple(SCORERS)
     columns = {
         "Distance": ("panel_distance",),

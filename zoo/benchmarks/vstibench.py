@@ -26,7 +26,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float, Float64
 
-from zoo.benchmarks.base import FRAMES_PREFIX, SpatialBenchmark
+from zoo.benchmarks.base import FRAMES_PREFIX, SpatialBenchmark, number_grid
 from zoo.benchmarks.scorers import SCORERS, Scorer, float64_mra, last_tagged, read_first_word, to_float
 
 FRAMES = re.compile(r"frame (\d+) and frame (\d+) of (\d+)")
@@ -48,6 +48,8 @@ class VSTIBench(SpatialBenchmark):
     position_types = ("obj_obj_relative_pos_nf", "obj_obj_relative_pos_lr", "obj_obj_relative_pos_ud")
     multiple_choice_types = ("camera_movement_direction", *distance_types, *position_types)
     metric_types = numeric_types
+    exponents = {"camera_obj_abs_dist": 1.0, "camera_displacement": 1.0}
+    answer_grids = dict.fromkeys(exponents, number_grid(0.1, 20, decimals=1))
     averaged_types = {"camera_obj_rel_dist": distance_types, "obj_obj_relative_pos": position_types}
     camera_types = ("camera_displacement", "camera_movement_direction")
     rules = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int16
+from jaxtyping import Bool, Float64, Int16
 
 from datamodules.cameras_file import read_cameras_alone
 from datamodules.scenes import Question, Scene
@@ -18,8 +18,9 @@ from datamodules.sources.base import SPLITS, ChangePoses, Split, build_once
 from datamodules.sources.rooms.panel_layout import THICKNESS_M
 from datamodules.sources.rooms.panel_oracles import Oracles, Posteriors, RoomVideo, panel_of, show
 from datamodules.sources.rooms.panel_tasks import PanelDistance, PanelTask
+from datamodules.sources.rooms.renderer import render
 from datamodules.sources.rooms.scene import RoomScene, load_scene, to_vector
-from datamodules.sources.rooms.source import DrawnScene, RenderedScenes, draw_intrinsics, write_drawn
+from datamodules.sources.rooms.source import DrawnScene, RenderedScenes, draw_intrinsics, write_drawn, write_video
 from zoo.configuration import to_config
 from zoo.errors import InputError
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
@@ -82,11 +83,11 @@ class PanelRooms(RenderedScenes):
 
     def oracles(self, scene: Scene, change_poses: ChangePoses | None = None) -> Oracles:
         """Return what each fitted oracle of the task knows about a scene, from the scene's files."""
-        return self.task.oracles(*self._read(scene, change_poses))
+        return self.task.oracles(*self.read_room(scene, change_poses))
 
     def posteriors(self, scene: Scene, change_poses: ChangePoses | None = None) -> Posteriors:
         """Return what each exact rule of the task knows about the answer, from the scene's files."""
-        return self.task.posteriors(*self._read(scene, change_poses))
+        return self.task.posteriors(*self.read_room(scene, change_poses))
 
     def drawn(
         self, split: Split, index: int, change_poses: ChangePoses | None = None
@@ -97,7 +98,7 @@ class PanelRooms(RenderedScenes):
         no_ids = np.zeros((0, 0, 0), np.int16)
         scene = Scene(f"{dataset}/{name}", self.folder / dataset / f"{name}.mp4", ask(no_ids, rng))
         half_view = float(K_px[0, 2] / K_px[0, 0])
-        return scene, room, _video(scene.name, room, world_to_camera, half_view, change_poses)
+        return scene, room, room_video(scene.name, room, world_to_camera, half_view, change_poses)
 
     def moved_panels(self, index: int, split: Split = "test", count: int = 9) -> list[tuple[Scene, float, bool]]:
         """Render scene `index` of a split several times, with its panel in other places, and all else unchanged.
@@ -150,12 +151,45 @@ class PanelRooms(RenderedScenes):
             for scene, (_, answer), state in zip(scenes, moved, states, strict=True)
         ]
 
-    def _read(self, scene: Scene, change_poses: ChangePoses | None) -> tuple[RoomScene, RoomVideo]:
-        """Read a scene's room and cameras from its files."""
+    def read_room(self, scene: Scene, change_poses: ChangePoses | None = None) -> tuple[RoomScene, RoomVideo]:
+        """Read the room of a scene, and its cameras as a model is told them, from the scene's files."""
         assert scene.depth is not None and scene.cameras is not None  # `write_drawn` writes both
         world_to_camera, K_normalized = (each.numpy() for each in read_cameras_alone(scene.cameras))
         room = load_scene(scene.depth)
-        return room, _video(scene.name, room, world_to_camera, 0.5 / float(K_normalized[0, 0, 0]), change_poses)
+        return room, room_video(scene.name, room, world_to_camera, 0.5 / float(K_normalized[0, 0, 0]), change_poses)
+
+    def poses(self, scene: Scene) -> Float64[torch.Tensor, "T 4 4"]:
+        """Return the true world-to-camera poses of all frames of a scene."""
+        assert scene.cameras is not None
+        return read_cameras_alone(scene.cameras)[0].double()
+
+    def views_of_panel(self, scene: Scene) -> tuple[Bool[np.ndarray, " T"], Bool[np.ndarray, " T"]]:
+        """Return the frames of the first view, and the frames that show some part of the red panel."""
+        room, video = self.read_room(scene)
+        stations = np.arange(len(video.camera_from_room)) // getattr(self.task, "frames_per_station", 2)
+        return stations == 0, show([panel_of(room)], video.camera_from_room, video.half_view).share[0] > 0
+
+    def other_walls(self, split: Split, index: int, num_variants: int) -> list[Scene]:
+        """Render scene `index` of a split with the walls and the lamp of other rooms, and return these scenes.
+
+        Their videos are kept beside the folder of the dataset. Cameras and depth are the scene's.
+        """
+        drawn = self.draw(split, index, self.generator(split, index))
+        folder = self.folder.with_name(f"{self.folder.name}-walls") / f"{split}_{index:05d}-{num_variants}"
+
+        def write(unfinished: Path) -> None:
+            for number in range(num_variants):
+                # 0 would be the scene's own
+                rng = np.random.default_rng([self.seed, SPLITS.index(split), index, 1 + number])
+                other = self.draw(split, index, rng).scene
+                light = to_vector(np.array(other.light) * drawn.scene.size / other.size)
+                room = replace(drawn.scene, surfaces=other.surfaces, light=light)
+                video = render(room, drawn.world_to_camera, drawn.K_px, self.size, self.size)
+                write_video(unfinished / f"{number}.mp4", video.rgb)
+
+        build_once(folder, "another process renders these walls: waiting for it", write)
+        (scene,) = [each for each in self.scenes(split) if each.name == f"panels/{drawn.name}"]
+        return [replace(scene, video=folder / f"{number}.mp4") for number in range(num_variants)]
 
 
 def _asked(question: Question, ids: Int16[np.ndarray, "T H W"], rng: np.random.Generator) -> list[Question]:
@@ -163,7 +197,7 @@ def _asked(question: Question, ids: Int16[np.ndarray, "T H W"], rng: np.random.G
     return [question]
 
 
-def _video(
+def room_video(
     scene: str,
     room: RoomScene,
     world_to_camera: Float64[np.ndarray, "T 4 4"],

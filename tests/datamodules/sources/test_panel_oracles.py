@@ -430,7 +430,7 @@ def test_only_the_panel_moves_and_those_that_count_are_whole_in_the_same_frames(
         assert np.allclose(np.diff(steps), np.diff(steps)[0]) and (len(moved) < 5 or np.ptp(steps) > 1.5)
         shown = []
         for other, answer, counts in moved:
-            own, frames = source._read(other, None)
+            own, frames = source.read_room(other)
             assert (own.surfaces, own.size, own.light, own.yaw) == (room.surfaces, room.size, room.light, room.yaw)
             assert source.task.true_answer(own, frames) == pytest.approx(answer, rel=1e-4)
             assert other.cameras is not None and other.cameras.read_bytes() == moved[0][0].cameras.read_bytes()
