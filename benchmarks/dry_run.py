@@ -65,9 +65,7 @@ class Released(NamedTuple):
 
 
 MODELS = {
-    "spatial_mllm": Released(
-        "Diankun/Spatial-MLLM-v1.1-Instruct-135K", PretrainedSpatialMLLM, SpatialMLLM, spatial_mllm.geometry_of
-    ),
+    "spatial_mllm": Released(PretrainedSpatialMLLM, SpatialMLLM, spatial_mllm.geometry_of),
     "vg_llm": Released(PretrainedVGLLM, VGLLM, partial(vg_llm.geometry_of, names=())),
 }
 

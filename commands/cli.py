@@ -214,7 +214,7 @@ class ZooCLI(LightningCLI):
 
     def after_failure(self, error: BaseException) -> None:
         """Remove a new folder from which nothing can resume, or print the command that resumes."""
-        if self.command == "fit" and isinstance(error, Exception):
+        if self.command == "fit" and isinstance(error, Exception) and not (self.folder / LAST_CHECKPOINT).exists():
             record_failure(error_line(error) or describe(error))
         trainer: Trainer | None = getattr(self, "trainer", None)
         has_trained = trainer is not None and trainer.global_step > 0

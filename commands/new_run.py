@@ -145,7 +145,7 @@ def claim_for_training(folder: Path, resumed: Path | None) -> BinaryIO | None:
 
 
 def record_failure(reason: str) -> None:
-    """Record that a training failed if there are older runs, which could be mistaken for it."""
+    """Record that a training failed without a checkpoint, if there are older runs that could be mistaken for it."""
     with suppress(InputError):  # such as a full disk, which may be the reason
         if is_rank_zero() and any(RUNS.glob(f"*/{LAST_CHECKPOINT}")):
             write_whole(FAILED, reason)

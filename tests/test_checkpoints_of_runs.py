@@ -21,7 +21,7 @@ def test_a_checkpoint_identifies_its_run(run: Run, tmp_path: Path) -> None:
     (newer,) = set((tmp_path / "runs").iterdir()) - {older}
     checkpoint = str(older / "checkpoints/last.ckpt")
     assert f"test: run runs/{newer.name}, from runs/{newer.name}/" in run("test", logged=True)
-    assert f"test: run {older}, from {checkpoint}" in run("test", "--ckpt_path", checkpoint, logged=True)
+    assert f"test: run runs/{older.name}, from {checkpoint}" in run("test", "--ckpt_path", checkpoint, logged=True)
     assert (older / "metrics.json").exists()
     run("test", "--ckpt_path", checkpoint, "--model.max_new_tokens", "3")  # the command line wins over the checkpoint
     settings = json.loads((older / "tests/max_new_tokens-3/metrics.json").read_text())["config"]["model"]["init_args"]
