@@ -1,4 +1,4 @@
-"""Lightning callbacks: checkpoints, scored answers, the run's config, a gallery, a progress bar."""
+"""Lightning callbacks: checkpoints, scored answers, a gallery, a progress bar."""
 
 from zoo.lazy import lazy_exports
 
@@ -9,6 +9,5 @@ __getattr__, __all__ = lazy_exports(
         "gallery": ["GalleryCallback"],
         "metrics": ["MetricsCallback"],
         "progress": ["progress_bar"],
-        "run_config": ["SaveRunConfig"],
     },
 )

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from callbacks.drawings import camera_map, contact_sheet, pose_map
+from evaluation.drawings import camera_map, contact_sheet, pose_map
 from zoo.errors import SCENE_FAULTS
 from zoo.tasks import VideoQATask
 from zoo.tasks.video_qa import predicted_cameras

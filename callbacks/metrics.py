@@ -16,19 +16,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.baselines import BlindBaselines, blind_baselines, constant_baseline
 from callbacks.checkpoint import BEST
-from callbacks.configs import PROTOCOLS, find_config, read_settings
-from callbacks.results_folder import (
-    choose_folder,
-    differences,
-    identify_test,
-    is_interrupted,
-    rank_file,
-    rank_files,
-    remove_rank_files,
-)
-from callbacks.run_config import (
+from datamodules.datamodule import skipped_scenes
+from datamodules.perturbations import wrong_poses
+from datamodules.scenes import shared_scenes
+from evaluation.baselines import BlindBaselines, blind_baselines, constant_baseline
+from evaluation.table import render, summarize
+from run_folder.configs import PROTOCOLS, find_config, read_settings
+from run_folder.record import (
     METRICS,
     PREDICTIONS,
     TEST_FILE,
@@ -39,10 +34,15 @@ from callbacks.run_config import (
     folder_of_run,
     option_of,
 )
-from callbacks.table import render, summarize
-from datamodules.datamodule import skipped_scenes
-from datamodules.perturbations import wrong_poses
-from datamodules.scenes import shared_scenes
+from run_folder.results import (
+    choose_folder,
+    differences,
+    identify_test,
+    is_interrupted,
+    rank_file,
+    rank_files,
+    remove_rank_files,
+)
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.configuration import flatten, harmless, is_same_value, to_config
 from zoo.errors import InputError, printable
@@ -66,12 +66,12 @@ class MetricsCallback(Callback):
     from a torchmetrics metric, `zoo.metrics.BenchmarkScore`. Errors of predicted cameras and depth are logged too, and
     the errors of a null model as `unlearned`.
 
-    A test also writes two files into its folder, see `callbacks.results_folder`.
+    A test also writes two files into its folder, see `run_folder.results`.
     `predictions.jsonl` has one JSON line per question: its record (id, scene, question_type, question, prompt,
     prediction, ground_truth, score, frames, error), the benchmark and the scorer. With several processes each writes
     `predictions.rank<k>.jsonl`. At the end rank zero joins them, each id once, in the order of the data.
     `metrics.json` is written last. It holds the result of `Benchmark.aggregate`, counts, blind baselines
-    (`callbacks.baselines`), where small parameters such as gates began and ended, and what is needed to repeat the
+    (`evaluation.baselines`), where small parameters such as gates began and ended, and what is needed to repeat the
     test: its config, the config of the training (`training`) and their differences, step of the checkpoint, commit,
     versions, ids of the questions, protocol.
 

@@ -11,13 +11,13 @@ from jsonargparse import Namespace
 from lightning import seed_everything
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from commands.new_run import launcher
 from commands.parser import build, parse
-from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
+from commands.scene_commands import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset
 from datamodules.frame_cache import FrameCache
 from datamodules.sources.base import Split
+from run_folder.new import launcher
 from zoo.errors import InputError
 from zoo.files.cache import Cache
 from zoo.geometry import CachedGeometry, GeometryCache

@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from callbacks.drawings import camera_map, save_picture
 from commands.parser import command_parser, parse
 from datamodules.cameras_file import read_cameras, read_times
 from datamodules.samplers import SceneView
@@ -35,6 +34,7 @@ from datamodules.trajectories.conventions import (
     measure_conventions,
 )
 from datamodules.video import Video, companion_name, even_steps, media_path
+from evaluation.drawings import camera_map, save_picture
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import InputError
 

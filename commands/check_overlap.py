@@ -28,7 +28,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from commands.parser import build, parse
-from commands.run_options import OF_RUNS, run_parser
+from commands.scene_commands import OF_RUNS, run_parser
 from datamodules import VideoQADataModule
 from datamodules.datamodule import as_input_error
 from datamodules.dataset import format_scene_error

@@ -22,16 +22,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 
-from callbacks import Checkpoint, GalleryCallback, MetricsCallback, SaveRunConfig, progress_bar
+from callbacks import Checkpoint, GalleryCallback, MetricsCallback, progress_bar
 from callbacks.checkpoint import CheckpointFiles
 from callbacks.interrupts import Interrupts
-from callbacks.results_folder import is_interrupted
 from commands.export import ExportingTrainer
 from commands.faults import error_line, raise_failed_construction
-from commands.new_run import claim_for_training, is_rank_zero, record_failure, remove_unused
 from commands.parser import PARSER_OPTIONS, TRUST, TRUST_HELP, parse_merged
 from commands.runs import CONFIG, resolve_run, with_run
 from datamodules import VideoQADataModule
+from run_folder.new import claim_for_training, is_rank_zero, record_failure, remove_unused
+from run_folder.record import SaveRunConfig
+from run_folder.results import is_interrupted
 from zoo.errors import InputError, describe, printable
 from zoo.files.ownership import make_if_absent, remove_empty
 from zoo.tasks import Task, VideoQATask

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from callbacks.configs import MergedConfig, find_class, find_error, option_names, parser_of, public_classes
+from run_folder.configs import MergedConfig, find_class, find_error, option_names, parser_of, public_classes
 from zoo.configuration import unusable_class
 from zoo.errors import InputError, causes, describe, did_you_mean, input_error, raised_at, unwrapped
 

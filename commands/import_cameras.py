@@ -35,9 +35,8 @@ from itertools import repeat
 from pathlib import Path
 from typing import Literal
 
-from callbacks.drawings import camera_map, save_picture
 from commands.parser import build, command_parser, parse
-from commands.run_options import SceneCounts
+from commands.scene_commands import SceneCounts
 from datamodules.cameras_file import read_cameras
 from datamodules.samplers import SceneView
 from datamodules.sources.annotations import CAMERAS, SceneIndex
@@ -47,6 +46,7 @@ from datamodules.trajectories.base import UNREADABLE
 from datamodules.trajectories.conventions import find_better_convention
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
 from datamodules.video import VIDEO_SUFFIXES, Video, even_steps
+from evaluation.drawings import camera_map, save_picture
 from zoo.cameras.poses import invert_se3
 from zoo.cpu import available_cores
 from zoo.errors import InputError

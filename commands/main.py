@@ -126,8 +126,8 @@ def run(command: str) -> None:
     if command in (*LIGHTNING, "study"):  # end in order, to remove the folder of a run that has not begun
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if command in LIGHTNING:
-        from callbacks.configs import find_config
         from commands.parser import split_configs
+        from run_folder.configs import find_config
 
         for name in split_configs(sys.argv[2:])[0]:
             find_config(name)  # a misspelled name is found before PyTorch is imported, which takes seconds

@@ -11,8 +11,8 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from callbacks.configs import MergedConfig, find_class, merge, merge_configs, model_of
 from commands.faults import CLASS_PATH, INIT_ARGS, KEYS_OF_PART, explained, opened, raise_failed_construction
+from run_folder.configs import MergedConfig, find_class, merge, merge_configs, model_of
 from zoo.configuration import flatten, is_same_class
 from zoo.errors import InputError
 

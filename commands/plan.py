@@ -36,12 +36,12 @@ from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.configs import CONFIGS
 from commands.parser import build, parse, split_options
-from commands.run_options import OF_RUNS, run_parser
 from commands.runs import require_model
+from commands.scene_commands import OF_RUNS, run_parser
 from datamodules import VideoQADataModule
 from datamodules.resize import bounds_of_images
+from run_folder.configs import CONFIGS
 from zoo.errors import InputError
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
 from zoo.tasks import Task, VideoQATask

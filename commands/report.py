@@ -70,13 +70,13 @@ def report(arguments: list[str]) -> None:
     settings = parse(parser, arguments)
 
     # after the options are read: these import PyTorch and pandas, which the help does without
-    from callbacks.run_config import METRICS, PREDICTIONS, TEST_FILE
     from commands.reports.page import page
     from commands.reports.results_page import fill
     from commands.reports.scores import load
     from commands.reports.tables import by_questions, by_setting, names_of, report_tables, write
     from commands.reports.verify import read_published, verify
     from commands.runs import CONFIG
+    from run_folder.record import METRICS, PREDICTIONS, TEST_FILE
     from zoo.files.atomic_io import write_whole
 
     output = None if settings.output is None else Path(settings.output).expanduser()

@@ -16,7 +16,12 @@ from lightning import seed_everything
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import optimizer_files
-from callbacks.configs import (
+from commands.faults import explained
+from commands.parser import EVALUATION, build, command_parser, split_configs, split_options, trusted_modules
+from datamodules import VideoQADataModule
+from datamodules.dataset import SceneDataset
+from datamodules.sources.base import Split
+from run_folder.configs import (
     MergedConfig,
     buildable_classes,
     check_run,
@@ -27,14 +32,9 @@ from callbacks.configs import (
     model_of,
     read_config,
 )
-from callbacks.results_folder import is_interrupted
-from callbacks.run_config import TEST_FILE, TRAIN_SCENES, config_of_training, folder_of_run
-from commands.faults import explained
-from commands.new_run import describe_failure, make_folder, shared_folder
-from commands.parser import EVALUATION, build, command_parser, split_configs, split_options, trusted_modules
-from datamodules import VideoQADataModule
-from datamodules.dataset import SceneDataset
-from datamodules.sources.base import Split
+from run_folder.new import describe_failure, make_folder, shared_folder
+from run_folder.record import TEST_FILE, TRAIN_SCENES, config_of_training, folder_of_run
+from run_folder.results import is_interrupted
 from zoo.backbones import BackboneLoader
 from zoo.configuration import (
     RUNS,

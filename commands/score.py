@@ -46,11 +46,11 @@ def score(arguments: list[str]) -> None:
     settings = parse(parser, arguments)
 
     # imported after parsing: these import PyTorch, which --help does not need
-    from callbacks.baselines import constant_baseline
-    from callbacks.results_folder import rank_files
-    from callbacks.run_config import METRICS, PREDICTIONS
-    from callbacks.table import SAME, render, side_by_side, summarize
     from commands.reports.predictions import read_predictions, recorded_benchmark
+    from evaluation.baselines import constant_baseline
+    from evaluation.table import SAME, render, side_by_side, summarize
+    from run_folder.record import METRICS, PREDICTIONS
+    from run_folder.results import rank_files
     from zoo.benchmarks import VSIBench, find_benchmark
     from zoo.configuration import is_own
     from zoo.files.atomic_io import json_text, start_of_json, write_output

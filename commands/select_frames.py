@@ -14,9 +14,8 @@ from pathlib import Path
 from lightning import seed_everything
 from torch.utils.data import DataLoader, Dataset
 
-from callbacks.drawings import camera_map, contact_sheet
 from commands.parser import build, parse
-from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
+from commands.scene_commands import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules.dataset import SceneDataset, format_scene_error
 from datamodules.samplers.selection_files import (
     FILE,
@@ -25,6 +24,7 @@ from datamodules.samplers.selection_files import (
     shared_settings,
     write_selection,
 )
+from evaluation.drawings import camera_map, contact_sheet
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.files.atomic_io import refuse_full, write_output
 from zoo.files.fingerprint import fingerprint

@@ -104,8 +104,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             the vision encoder's (`FixedWidthStills`, `OriginalStills`).
         batch_size: Sequences per training batch and rank. A sequence holds a scene with some of its questions. An epoch
             asks each question once.
-        questions_per_scene: Maximum number of questions in one training sequence, drawn anew in each epoch. A scene that
-            is drawn twice for a batch has twice as many.
+        questions_per_scene: Maximum number of questions in one training sequence, drawn anew in each epoch. A scene
+            that is drawn twice for a batch has twice as many.
         tokens_per_sequence: Maximum number of tokens in one training sequence with several questions. Further questions
             form another sequence of the same step. null sets no limit.
         pack_scenes: Concatenate the scenes of a training batch without padding, into sequences of at most

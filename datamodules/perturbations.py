@@ -113,7 +113,7 @@ class CameraErrors(Perturbation):
 
     The errors depend on the scene's name, the frames that are shown and `seed` alone, so that all models are tested
     with the same ones. The two frames of a view have the same error. Scenes without cameras are unchanged. Oracles
-    answer from the same wrong poses, so that their scores show what must be lost, see `callbacks.baselines`.
+    answer from the same wrong poses, so that their scores show what must be lost, see `evaluation.baselines`.
 
     Args:
         seed: Seed of the errors.

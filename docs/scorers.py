@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import filled, markdown
-from callbacks.table import count_differing, summarize
+from evaluation.table import count_differing, summarize
 from zoo.benchmarks import VSIBench
 from zoo.benchmarks.scorers import ONES, TENS
 from zoo.metrics import with_scores

@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from callbacks.baselines import NAMES
 from commands.reports.statistics import Difference, verdicts
 from commands.studies.document import Cell, Document
 from commands.studies.results import open_results
 from commands.studies.study_file import OWN, read_study
 from datamodules.sources.rooms.panel_oracles import AMOUNT, COARSE, NEARNESS
+from evaluation.baselines import NAMES
 from zoo.errors import InputError
 
 BASELINES = {**{label: name for name, label in NAMES.items()}, **{name: name for name in (NEARNESS, AMOUNT, COARSE)}}

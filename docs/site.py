@@ -30,7 +30,7 @@ from urllib.request import urlopen
 import griffe
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("zoo", "datamodules", "callbacks", "commands")
+PACKAGES = ("zoo", "datamodules", "evaluation", "run_folder", "callbacks", "commands")
 DOCUMENTS = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",

@@ -18,7 +18,7 @@ import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, config, install_import_hook, jaxtyped
 
-PACKAGES = ("zoo", "datamodules", "callbacks", "commands")
+PACKAGES = ("zoo", "datamodules", "evaluation", "run_folder", "callbacks", "commands")
 CALLS = 2  # of a function in a test that are checked: later ones are of the same loop
 counts: dict[FunctionType, int] = {}  # of the calls in this test
 check_types = beartype(conf=BeartypeConf(violation_type=TypeError))

@@ -22,6 +22,7 @@ from docs.scorers import in_words
 from tests.callbacks.toy import Toy, record, trainer
 from tests.cli import Run
 from tests.commands.made_runs import CONFIG, answers, make_run
+from tests.signatures import PACKAGES
 from zoo.backbones import tiny_preprocessor
 from zoo.benchmarks import Benchmark, OwnQuestions, VSIBench, find_benchmark
 from zoo.benchmarks.scorers import read_any_number
@@ -151,9 +152,7 @@ def test_questions_filters_and_prompts_are_those_of_the_sources_benchmark(tmp_pa
 
 def test_no_other_file_names_a_question_type() -> None:
     named, places = re.compile("|".join(VSIBench().question_types)), ("zoo/benchmarks", "datamodules/sources/rooms")
-    files = [
-        file for package in ("zoo", "datamodules", "callbacks", "commands") for file in ROOT.glob(f"{package}/**/*.py")
-    ]
+    files = [file for package in PACKAGES for file in ROOT.glob(f"{package}/**/*.py")]
     naming = {str(file.relative_to(ROOT)) for file in files if named.search(file.read_text(encoding="utf-8"))}
     assert naming and [name for name in sorted(naming) if not name.startswith(places)] == []
 

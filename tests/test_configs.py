@@ -18,10 +18,10 @@ from PIL import Image
 import datamodules
 import main
 import zoo
-from callbacks.configs import CONFIGS, defaults_below, find_config, lacks_cameras, merge, merge_configs, read_config
 from callbacks.metrics import departures
 from commands.parser import split_configs, split_options, with_options
 from datamodules import VideoQADataModule
+from run_folder.configs import CONFIGS, defaults_below, find_config, lacks_cameras, merge, merge_configs, read_config
 from tests.test_two_processes import REPOSITORY, launch
 from zoo import VGLLM, LearningRates, TinyQwen25VL
 from zoo.backbones.base import loaders

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.configs import CONFIGS, read_settings
+from run_folder.configs import CONFIGS, read_settings
 from tests.cli import Run, the_run
 
 PROTOCOLS = sorted(path.stem.removeprefix("protocol_") for path in CONFIGS.glob("protocol_*.yaml"))

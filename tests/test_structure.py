@@ -15,11 +15,13 @@ import pytest
 import zoo.published
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("zoo", "datamodules", "callbacks", "commands")
+PACKAGES = ("zoo", "datamodules", "evaluation", "run_folder", "callbacks", "commands")
 # From above. A module belongs to the layer of the longest name that is its own or that of a package around it.
 LAYERS = (
     ("commands",),
     ("callbacks",),
+    ("run_folder",),
+    ("evaluation",),
     ("datamodules",),
     ("zoo.published",),
     ("zoo.tasks", "lightning"),

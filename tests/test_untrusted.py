@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from callbacks.configs import is_own, merge_configs
 from commands.report import report
+from run_folder.configs import is_own, merge_configs
 from tests.cli import Run, Trained
 from zoo import PRoPE, SpatialVLM, TinyQwen25VL, VideoQATask
 from zoo.configuration import check_class_paths

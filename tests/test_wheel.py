@@ -16,7 +16,7 @@ import pytest
 import main
 
 ROOT = Path(main.__file__).parent
-SHIPPED = ("zoo/", "datamodules/", "callbacks/", "commands/", "configs/", "recipes/")
+SHIPPED = ("zoo/", "datamodules/", "evaluation/", "run_folder/", "callbacks/", "commands/", "configs/", "recipes/")
 
 
 def tracked() -> list[str]:

@@ -19,11 +19,12 @@ MESSAGES = (OSError, ValueError, MemoryError)  # if the zoo's own code raises th
 TRACEBACK = "ZOO_TRACEBACK"  # environment variable set by `main.py --traceback`; data workers and DDP inherit it
 
 ROOT = Path(__file__).parents[1]
-ZOO = tuple(f"{ROOT / package}{os.sep}" for package in ("zoo", "datamodules", "callbacks"))
+PACKAGES = ("zoo", "datamodules", "evaluation", "run_folder", "callbacks")
+ZOO = tuple(f"{ROOT / package}{os.sep}" for package in PACKAGES)
 # Files whose lines do not help a user: Python's own, <string> and similar, installed packages (dist-packages on
 # Debian), and the commands, which only pass errors on.
 PASSED_ON = re.compile(
-    rf"<|{re.escape(sysconfig.get_path('stdlib'))}/|.*/(site|dist)-packages/(?!zoo/|datamodules/|callbacks/)"
+    rf"<|{re.escape(sysconfig.get_path('stdlib'))}/|.*/(site|dist)-packages/(?!({'|'.join(PACKAGES)})/)"
     rf"|{re.escape(str(ROOT / 'commands'))}/"
 )
 REMOTE = "Traceback (most recent call last)"  # in the text of an error that PyTorch passes on from another process

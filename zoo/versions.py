@@ -8,7 +8,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CODE = ("zoo", "datamodules", "callbacks", "commands", "configs")  # folders that a result depends on
+# folders that a result depends on
+CODE = ("zoo", "datamodules", "evaluation", "run_folder", "callbacks", "commands", "configs")
 PACKAGES = ("torch", "transformers", "lightning", "torchvision", "av")  # the last two resize and decode frames
 
 

@@ -19,7 +19,7 @@ from benchmarks.random_weights import draw
 from commands.parser import build as build_parts
 from commands.parser import parse
 from commands.plan import Training, parsed
-from commands.run_options import OF_RUNS, run_parser
+from commands.scene_commands import OF_RUNS, run_parser
 from zoo.backbones.pretrained import compute_buffers
 from zoo.sequences.batch import Batch
 from zoo.tasks import Task, VideoQATask

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from callbacks.run_config import METRICS
 from commands.reports.scores import MEANS, Tested, read_metrics
+from run_folder.record import METRICS
 from zoo.errors import InputError
 
 KEY, SCORE = ("model", "weights", "benchmark", "questions", "protocol"), "zoo"

@@ -23,16 +23,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from callbacks.baselines import constant_baseline
 from callbacks.checkpoint import BEST
-from callbacks.configs import is_own
 from callbacks.metrics import describe_unfinished
-from callbacks.results_folder import TESTS, rank_files
-from callbacks.run_config import METRICS, OF_COMMAND, PREDICTIONS, TEST_FILE
 from commands.reports.predictions import read_predictions
 from commands.responses.results import Response, read_responses
 from commands.runs import CONFIG
 from datamodules import VideoQADataModule
+from evaluation.baselines import constant_baseline
+from run_folder.configs import is_own
+from run_folder.record import METRICS, OF_COMMAND, PREDICTIONS, TEST_FILE
+from run_folder.results import TESTS, rank_files
 from zoo.benchmarks import find_benchmark
 from zoo.configuration import flatten, harmless, is_covered, is_same_value
 from zoo.errors import InputError, printable

@@ -13,10 +13,10 @@ import pandas as pd
 from jaxtyping import Float64
 from tabulate import LATEX_ESCAPE_RULES
 
-from callbacks.baselines import BELOW, MEANING, NAMES, is_below
 from commands.reports.scores import MEANS, Tested, option_table, scores_of
 from commands.reports.statistics import ONE_SEED, Difference, difference
 from commands.responses.results import response_table
+from evaluation.baselines import BELOW, MEANING, NAMES, is_below
 from zoo.benchmarks import find_benchmark
 from zoo.benchmarks.scorers import to_float
 from zoo.errors import printable
@@ -91,7 +91,7 @@ def score_cell(tests: Sequence[Tested], measure: str, *, short: bool = False) ->
 
 
 def baseline_names(tested: Iterable[Tested]) -> list[str]:
-    """Return the names of the tests' baselines, the names in `callbacks.baselines` first."""
+    """Return the names of the tests' baselines, the names in `evaluation.baselines` first."""
     found = dict.fromkeys(name for each in tested for name in each.baselines)
     return [*(name for name in NAMES if name in found), *(name for name in found if name not in NAMES)]
 

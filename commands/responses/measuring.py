@@ -11,13 +11,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from callbacks.results_folder import fingerprint_code
 from commands.responses.results import RESPONSES, Response, Sums, as_json, draw, sums_of
 from commands.runs import LoadedRun, load_run
 from datamodules.collate import QuestionCollate
 from datamodules.interventions import Intervention, Origin, Variant, default_interventions
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
+from run_folder.results import fingerprint_code
 from zoo.benchmarks import Benchmark
 from zoo.configuration import known_config
 from zoo.errors import InputError

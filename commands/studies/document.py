@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from callbacks.baselines import BELOW, MEANING, NAMES, blind_only, is_below
 from commands.reports.plot import draw, draw_curves
 from commands.reports.scores import Tested
 from commands.reports.statistics import FEWEST, ONE_SEED, Difference, difference, margin, shown, verdicts
@@ -21,6 +20,7 @@ from commands.responses.results import from_json, response_table
 from commands.studies.results import UNLEARNED, Result, Results
 from commands.studies.study_file import OWN, Comparison, Study, as_words
 from datamodules.sources.base import ORACLE
+from evaluation.baselines import BELOW, MEANING, NAMES, blind_only, is_below
 from zoo.files.atomic_io import write_whole
 from zoo.files.ownership import refuse_existing
 

@@ -11,13 +11,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from callbacks.baselines import MOST_SCENES, constant_baseline, evenly, oracle_scores, rule_scores
 from commands.parser import build, command_parser, parse
 from commands.studies.results import Questions, Result, Results, rounded_scores
 from commands.studies.study_file import Options, as_words
 from datamodules.perturbations import Perturbation, wrong_poses
 from datamodules.sources import PanelRooms
 from datamodules.sources.base import ORACLE, POSSIBLE, ChangePoses, Split
+from evaluation.baselines import MOST_SCENES, constant_baseline, evenly, oracle_scores, rule_scores
 from zoo.files.atomic_io import json_lines, write_whole
 
 SOURCE, PERTURBATION = "data.source", "data.perturbation"

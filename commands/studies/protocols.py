@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from callbacks.configs import find_config, read_settings
 from commands.runs import CONFIG
+from run_folder.configs import find_config, read_settings
 from zoo.errors import InputError
 from zoo.weights.saved_models import LAST_CHECKPOINT
 

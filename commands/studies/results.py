@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 
-from callbacks.run_config import METRICS, PREDICTIONS
 from commands.reports.scores import Tested
 from commands.responses.results import Response, as_json, from_json
 from commands.studies.study_file import MACRO, OWN, Options, Run, Study, read_study
+from run_folder.record import METRICS, PREDICTIONS
 from zoo.errors import InputError
 from zoo.files.atomic_io import JSONLines, read_json, read_records
 from zoo.files.fingerprint import fingerprint

@@ -26,13 +26,13 @@ from threading import Event
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from callbacks.results_folder import TESTS, finished_tests
-from callbacks.run_config import METRICS
 from commands.main import LIGHTNING
 from commands.responses.results import read_responses
 from commands.runs import CONFIG, RESTARTED
 from commands.studies.results import Questions, Result, read_result
 from commands.studies.study_file import MACRO, OWN, RUNS, Run, Study, as_words, test_folder_name
+from run_folder.record import METRICS
+from run_folder.results import TESTS, finished_tests
 from zoo.cpu import available_cores
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json

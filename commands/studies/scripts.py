@@ -12,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from callbacks.configs import buildable_classes
 from commands.plan import GPUS, Training, gigabytes, in_tenths, parsed
 from commands.responses.measuring import NUM_SCENES
 from commands.studies.study_file import Run, Study, merged
 from datamodules import Intervention
+from run_folder.configs import buildable_classes
 from zoo.configuration import flatten
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_output

@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 
-from callbacks.configs import MergedConfig, buildable_classes, find_config, merge_configs
 from commands.main import COMMANDS
 from commands.parser import build, command_parser, explained, with_option
 from commands.reports.scores import CHANGES_NO_RESULT
 from datamodules import Intervention, VideoQADataModule
+from run_folder.configs import MergedConfig, buildable_classes, find_config, merge_configs
 from zoo.benchmarks import registered_benchmarks
 from zoo.configuration import flatten, is_covered
 from zoo.errors import InputError, closest, did_you_mean

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from PIL import Image
 
-from callbacks.drawings import camera_map
 from datamodules import PixelBounds, Rooms, UniformSampler
 from datamodules.dataset import SceneDataset
+from evaluation.drawings import camera_map
 from zoo.encodings.base import HeadLayout
 from zoo.encodings.placements import ChannelRange, LowFrequencies, Placement, TemporalSection
 

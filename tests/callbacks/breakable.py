@@ -17,10 +17,10 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from callbacks import MetricsCallback
-from callbacks.run_config import METRICS, TEST_FILE
 from datamodules import PixelBounds, SceneSource, VideoQADataModule
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
+from run_folder.record import METRICS, TEST_FILE
 from tests.datamodules.batches import spec_for
 from tests.processes import free_port
 from zoo.backbones import tiny_preprocessor

@@ -20,9 +20,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from callbacks.run_config import METRICS
 from datamodules.samplers import SelectedFrames
 from datamodules.samplers.selection_files import FILE, write_selection
+from run_folder.record import METRICS
 from tests.callbacks.breakable import (
     BROKEN,
     QUESTIONS,

@@ -15,7 +15,6 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from callbacks.drawings import camera_map, compute_coverage, contact_sheet
 from callbacks.gallery import GalleryCallback, log_table
 from datamodules import PixelBounds, Rooms
 from datamodules.dataset import SceneDataset
@@ -23,6 +22,7 @@ from datamodules.samplers import DatasetDepth, PoseFarthestSampler, SceneView
 from datamodules.samplers.base import PointMaps, PointSource
 from datamodules.scenes import Scene
 from datamodules.video import Video
+from evaluation.drawings import camera_map, compute_coverage, contact_sheet
 from tests.conftest import ROOMS
 
 TINY = PixelBounds(784, 65536, legacy_folder_resize=False)

@@ -15,9 +15,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from callbacks import SaveRunConfig
-from callbacks.configs import CONFIGS
 from callbacks.metrics import MetricsCallback, departures, protocol_record
+from run_folder.configs import CONFIGS
+from run_folder.record import SaveRunConfig
 from tests.callbacks.toy import Toy, golden_scenes, record, trainer
 from tests.tiny import tiny_model
 from zoo.errors import InputError

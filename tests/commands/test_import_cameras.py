@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 import main
-from callbacks.drawings import camera_map
 from commands.import_cameras import import_cameras
 from datamodules.cameras_file import read_cameras
 from datamodules.video import Video
+from evaluation.drawings import camera_map
 from tests.datamodules.trajectories.captures import CAPTURES, NAMES, Walk, about_x, colmap, images, nerfstudio, walk
 from zoo.cameras import intrinsics_in_pixels
 from zoo.cameras.poses import invert_se3

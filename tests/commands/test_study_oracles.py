@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from callbacks.baselines import constant_baseline
 from commands.studies.oracles import add_oracles
 from commands.studies.results import Questions, Result, Results, rounded_scores
 from commands.studies.study_file import read_study
 from commands.study import study
 from datamodules import PanelRooms, PanelRotation
 from datamodules.sources.base import ORACLE, POSSIBLE
+from evaluation.baselines import constant_baseline
 
 TESTED = 12
 STUDY = {

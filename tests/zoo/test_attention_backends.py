@@ -13,7 +13,7 @@ from transformers.modeling_flash_attention_utils import _is_packed_sequence
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from commands.parser import parse
-from commands.run_options import OF_RUNS, run_parser
+from commands.scene_commands import OF_RUNS, run_parser
 from tests.tiny import BACKBONES, difference, learned, one_per_row, tiny_batch, tiny_model, tiny_scene
 from zoo import InputError
 from zoo.backbones import base

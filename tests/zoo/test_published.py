@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks.configs import CONFIGS, read_config
 from datamodules.inference import data_of, load_frames
+from run_folder.configs import CONFIGS, read_config
 from tests.golden.synth import synth_video
 from tests.golden.weights import init_
 from tests.zoo import released

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from callbacks.configs import merge_configs
 from datamodules.samplers import SceneView, UniformSampler
 from datamodules.video import Video
+from run_folder.configs import merge_configs
 from tests.cases import each_once
 from tests.tiny import RATES, tiny_backbone, tiny_batch, tiny_model, tiny_scene
 from tests.zoo.two_videos import GRID, cameras, sequences

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from callbacks.table import summarize
 from commands.reports.scores import Tested
 from commands.score import score
+from evaluation.table import summarize
 from tests.poses import random_poses
 from zoo.benchmarks import VSTIBench
 from zoo.cameras import invert_se3

@@ -215,7 +215,7 @@ class CameraEncoding(CameraModule):
             from scene to scene.
     """
 
-    wrapped_option: ClassVar[str | None] = None  # option of a class around encodings, see `callbacks.configs.merge`
+    wrapped_option: ClassVar[str | None] = None  # option of a class around encodings, see `run_folder.configs.merge`
 
     def __init__(self, reference: ReferenceView | None = "first", scale: Scale = "none") -> None:
         super().__init__()

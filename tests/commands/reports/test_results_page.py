@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 import main
-from callbacks.configs import merge_configs
 from commands.report import report
 from commands.reports.results_page import KEY
+from run_folder.configs import merge_configs
 from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo.configuration import flatten
 from zoo.errors import InputError

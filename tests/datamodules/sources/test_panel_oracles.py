@@ -12,7 +12,6 @@ import torch
 from lightning import Trainer
 
 from callbacks import MetricsCallback
-from callbacks.baselines import blind_baselines, constant_baseline, hit_test, oracle_scores, rule_scores
 from datamodules import (
     CameraErrors,
     DriftingCameras,
@@ -60,6 +59,7 @@ from datamodules.sources.rooms.panel_oracles import (
     sight,
 )
 from datamodules.sources.rooms.panel_tasks import PanelPlace
+from evaluation.baselines import blind_baselines, constant_baseline, hit_test, oracle_scores, rule_scores
 from tests.callbacks.breakable import Answers
 from zoo.errors import InputError
 from zoo.sequences.batch import Batch

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from callbacks.run_config import CONFIG_START
-from commands import new_run
-from commands.new_run import (
+from run_folder import new
+from run_folder.new import (
     INHERITED,
     claim_for_training,
     launcher,
@@ -20,6 +19,7 @@ from commands.new_run import (
     remove_unused,
     shared_folder,
 )
+from run_folder.record import CONFIG_START
 from tests.callbacks.breakable import LAUNCHERS
 from tests.processes import free_port
 from zoo.errors import InputError
@@ -62,7 +62,7 @@ def test_two_runs_of_one_job_have_a_folder_each(launcher: str) -> None:
 
 
 def test_processes_that_do_not_meet_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(new_run, "PATIENCE", new_run.timedelta(seconds=1))
+    monkeypatch.setattr(new, "PATIENCE", new.timedelta(seconds=1))
     for name, value in LAUNCHERS["SLURM"](0, 2, free_port()).items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(InputError, match="the 2 processes of this job did not meet at localhost:"):

@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.baselines import (
+from datamodules.cameras_file import write_cameras
+from datamodules.scenes import Question, Scene
+from datamodules.sources.base import SceneSource, Split
+from datamodules.sources.rooms import layout
+from evaluation.baselines import (
     LEAST_ANSWERS,
     LEAST_ROWS,
     Asked,
@@ -32,10 +36,6 @@ from callbacks.baselines import (
     least_squares,
     nearest_neighbors,
 )
-from datamodules.cameras_file import write_cameras
-from datamodules.scenes import Question, Scene
-from datamodules.sources.base import SceneSource, Split
-from datamodules.sources.rooms import layout
 from tests.poses import random_poses
 from zoo.benchmarks import SQA3D, VSIBench, VSTIBench
 from zoo.cameras import invert_se3

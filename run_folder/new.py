@@ -19,8 +19,8 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from callbacks.run_config import CONFIG_START, TRAIN_SCENES
 from datamodules.datamodule import SKIPPED_SCENES
+from run_folder.record import CONFIG_START, TRAIN_SCENES
 from zoo.configuration import RUNS
 from zoo.errors import InputError
 from zoo.files.atomic_io import try_lock, write_whole

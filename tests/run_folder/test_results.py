@@ -22,11 +22,10 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import nn
 
-from callbacks import SaveRunConfig
-from callbacks.results_folder import choose_folder, differences, finished_tests, identify_test
-from callbacks.run_config import METRICS, OF_COMMAND, TEST_FILE
 from datamodules import Duplicate, OriginalStills, PixelBounds, UniformSampler, VideoQADataModule
 from datamodules.scenes import Scene
+from run_folder.record import METRICS, OF_COMMAND, TEST_FILE, SaveRunConfig
+from run_folder.results import choose_folder, differences, finished_tests, identify_test
 from tests.callbacks.breakable import Tiny, on_disk, results, run
 from tests.callbacks.toy import trainer
 from zoo.configuration import OptionEffects, harmless, is_covered

@@ -120,7 +120,7 @@ def read_content(path: Path) -> Settings:
         InputError: The file can't be read, or holds no settings.
     """
     if is_checkpoint(path):
-        from callbacks.run_config import config_of_training  # imports PyTorch
+        from run_folder.record import config_of_training  # imports PyTorch
 
         content: Any = config_of_training(path)
         advice = ": name the model with --config"
@@ -138,7 +138,7 @@ def read_content(path: Path) -> Settings:
 
 def is_of_run(path: Path) -> bool:
     """Return whether a file has the config of a run: its config.yaml, or a checkpoint."""
-    from callbacks.run_config import TEST_FILE  # imports PyTorch
+    from run_folder.record import TEST_FILE  # imports PyTorch
     from zoo.weights.saved_models import CHECKPOINTS, RUN_CONFIG
 
     has_run = (path.parent / CHECKPOINTS).is_dir() or (path.parent / TEST_FILE).exists()

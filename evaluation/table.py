@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.baselines import BELOW, MEANING, NAMES, is_below, verdict
+from evaluation.baselines import BELOW, MEANING, NAMES, is_below, verdict
 from zoo.benchmarks import Benchmark
 from zoo.errors import printable
 from zoo.metrics import BenchmarkScore

@@ -17,7 +17,9 @@ from typing import Any, BinaryIO
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.run_config import (
+from datamodules.datamodule import is_limited
+from datamodules.scenes import questions_fingerprint
+from run_folder.record import (
     METRICS,
     OWN_CODE,
     PREDICTIONS,
@@ -29,8 +31,6 @@ from callbacks.run_config import (
     own_files,
     read_code,
 )
-from datamodules.datamodule import is_limited
-from datamodules.scenes import questions_fingerprint
 from zoo.configuration import changed_options, flatten, harmless, is_covered
 from zoo.errors import InputError
 from zoo.files.atomic_io import RECORD, try_lock
