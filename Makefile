@@ -77,8 +77,8 @@ lmms-eval: .venv-lmms/installed  ## an environment with lmms-eval and the zoo
 	.venv-lmms/bin/python -m pip install --quiet --editable '.[dev]' 'filelock<4'
 	touch $@
 
-gpu:  ## all benchmarks that need a GPU, run by PYTHON without an installation; ARGS=--tiny tries them on a CPU
-	$(PYTHON) -m benchmarks.gpu $(ARGS)
+gpu:  ## all timings that need a GPU, run by PYTHON without an installation; ARGS=--tiny tries them on a CPU
+	$(PYTHON) -m timings.gpu $(ARGS)
 
 test-wheel: install  ## build the wheel, install it elsewhere, use it there
 	$(RUN) -m pytest -m slow tests/test_wheel.py

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from benchmarks.tables import filled, markdown
 from datamodules import Rooms, VideoQADataModule
 from datamodules.collate import QuestionCollate, SceneCollate
 from datamodules.dataset import SceneDataset
 from datamodules.resize import PixelBounds
+from timings.tables import filled, markdown
 from zoo import AddFusion, GeometryCache, GeometryPretraining, SpatialVLM, TinyVGGT
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.geometry import CachedGeometry, GeometryEncoder, SceneGeometry, VGGTEncoder, pose_encoding_to_cameras

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.tables import filled, markdown
 from commands.disturbance import PosedText, Rise, Row, measure, rows
+from timings.tables import filled, markdown
 from zoo.backbones.smollm2 import PretrainedSmolLM2
 from zoo.encodings import FrequencyRange, PRoPE
 from zoo.fusions import AddFusion, ConcatSplitFusion, Fusion, SubspaceFusion

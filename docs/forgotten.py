@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks.tables import markdown
 from commands.disturbance import PosedText, Row
+from timings.tables import markdown
 from zoo.model import SpatialVLM
 from zoo.progress import progress
 from zoo.weights.saved_models import LAST_CHECKPOINT

@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.tables import markdown
 from datamodules.samplers import (
     DatasetDepth,
     FrameSampler,
@@ -34,6 +33,7 @@ from datamodules.samplers import (
     voxelize,
 )
 from datamodules.video import Video
+from timings.tables import markdown
 from zoo.cameras import intrinsics_in_pixels, invert_se3, normalize_intrinsics
 from zoo.cameras.poses import nearest_rotation, pose_distance
 from zoo.cameras.rays import pixel_center_intrinsics

@@ -21,8 +21,8 @@ from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 from transformers.video_utils import VideoMetadata
 
-from benchmarks.tables import filled, markdown
 from datamodules.samplers.base import sampled_seconds_per_grid, seconds_per_grid
+from timings.tables import filled, markdown
 from zoo.positions import TextAfterVision, mrope_position_ids
 
 DOCUMENT = Path(__file__).with_name("positions.md")

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import filled, markdown
 from evaluation.table import count_differing, summarize
+from timings.tables import filled, markdown
 from zoo.benchmarks import VSIBench
 from zoo.benchmarks.scorers import ONES, TENS
 from zoo.metrics import with_scores

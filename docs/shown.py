@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from benchmarks.tables import markdown
 from datamodules import PanelDwelling, PanelRooms
 from datamodules.sources.rooms import render
+from timings.tables import markdown
 from zoo.cameras.poses import pose_distance
 from zoo.errors import InputError
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE

@@ -37,7 +37,7 @@ DOCUMENTS = {
     "CHANGELOG.md": "CHANGELOG.md",
     "examples/quickstart.ipynb": "examples/quickstart.md",
 }
-FOLDERS = {"Benchmarks": "benchmarks", "Studies": "studies", "Recipes": "recipes"}
+FOLDERS = {"Timings": "timings", "Studies": "studies", "Recipes": "recipes"}
 SHOWN = ("docs", *FOLDERS.values())
 COMMANDS_PAGE, CONFIGS_PAGE = "reference/commands.md", "reference/configs.md"
 LINK = re.compile(r"\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\((?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?\)")
@@ -51,8 +51,8 @@ def on_config(config: Any) -> Any:
     """Complete the navigation."""
     sys.path.insert(0, str(ROOT))
     for section in config.nav:
-        if "Benchmarks" in section:
-            section["Benchmarks"] = [
+        if "Measured" in section:
+            section["Measured"] = [
                 {title: [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / folder).glob("*.md"))]}
                 for title, folder in FOLDERS.items()
             ]

@@ -16,7 +16,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from benchmarks.tables import filled, markdown
+from timings.tables import filled, markdown
 from zoo.encodings import GTA, CaPE, PRoPE
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.base import CameraEncoding, HeadLayout, Symmetries, ViewMixer, ViewSymmetries

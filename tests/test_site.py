@@ -27,8 +27,8 @@ LOADED = re.compile(
     ("text", "expected"),
     [
         ("[a](../README.md#models)", "[a](index.md#models)"),
-        ("[a](../benchmarks/attention.md)", "[a](benchmarks/attention.md)"),
-        ("[a](../benchmarks/)", "[a](benchmarks/README.md)"),
+        ("[a](../timings/attention.md)", "[a](timings/attention.md)"),
+        ("[a](../timings/)", "[a](timings/README.md)"),
         ("[a](positions.md)", "[a](positions.md)"),
         ("[a](../zoo/cameras/cameras.py)", "[a](reference/zoo/cameras/cameras.md)"),
         ("[a](../zoo/encodings/)", "[a](reference/zoo/encodings/index.md)"),

@@ -230,7 +230,7 @@ def _resized(frame: UInt8[Tensor, "3 H W"], width: int, patch_size: int) -> Floa
 
 # ---- Points to voxels, and the frames that cover most of them -------------------------------------------------------
 # The official code holds sets of tuples. Here a voxel is one integer, and the voxels of a frame are marks in a table.
-# The choices are the same (timed in `benchmarks/sampling.py`)
+# The choices are the same (timed in `timings/sampling.py`)
 
 CELLS = 20  # voxels along the shortest side of the scene
 MINIMUM_CONFIDENCE = 0.1

@@ -25,7 +25,6 @@ pytest.importorskip(
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.task import ConfigurableMessagesTask
 
-from benchmarks.lmms_eval import write_task
 from commands.lmms_eval.model import SpatialVLMZoo
 from datamodules import Rooms, VideoQADataModule
 from datamodules.chat_format import user_text
@@ -34,6 +33,7 @@ from datamodules.resize import PixelBounds
 from tests import tiny
 from tests.conftest import ROOMS
 from tests.datamodules.test_chats import chat
+from timings.lmms_eval import write_task
 from zoo import InputError, SpatialVLM
 from zoo.encodings import ViewAttention
 from zoo.geometry import DatasetGeometry

@@ -12,9 +12,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.example_batch import example_batch
 from commands.plan import Training, parameters_table
 from tests.zoo.live_bytes import most_live_bytes
+from timings.example_batch import example_batch
 from zoo import (
     BaselineVLM,
     CameraPrediction,

@@ -48,7 +48,7 @@ class GeometryCache(Cache):
         folder: Folder of the entries.
         max_size_gb: Limit of the total size in 1e9 bytes. Each further process may exceed it by 1/64 or by one entry.
         dtype: Dtype of 3D tokens. Poses and intrinsics are stored exactly. `float8` (e4m3, one scale per token) takes
-            half the space. benchmarks/README.md reports its error.
+            half the space. timings/README.md reports its error.
 
     Raises:
         InputError: The limit is not positive, or the dtype is unknown.

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.example_batch import example_batch, example_questions
-from benchmarks.measure import timed
-from benchmarks.random_weights import draw
 from commands.parser import build as build_parts
 from commands.parser import parse
 from commands.plan import Training, parsed
 from commands.scene_commands import OF_RUNS, run_parser
+from timings.example_batch import example_batch, example_questions
+from timings.measure import timed
+from timings.random_weights import draw
 from zoo.backbones.pretrained import compute_buffers
 from zoo.sequences.batch import Batch
 from zoo.tasks import Task, VideoQATask

@@ -1,7 +1,7 @@
 """Start-up time and memory of a large file of conversations, before the first batch.
 
-    python -m benchmarks.conversations              # 10,000, 100,000 and 820,000 rows
-    python -m benchmarks.conversations 10000        # other sizes
+    python -m timings.conversations              # 10,000, 100,000 and 820,000 rows
+    python -m timings.conversations 10000        # other sizes
 
 Each start runs in a separate process. The memory is the process's largest resident set. The memory after the imports is
 listed separately.
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.tables import markdown
+from timings.tables import markdown
 
 SIZES = (10_000, 100_000, 820_000)
 ROWS_PER_VIDEO = 100
@@ -68,7 +68,7 @@ def main(sizes: list[int]) -> None:
             path = write(Path(folder), rows)
             size = path.stat().st_size / 1e6
             for _ in range(STARTS):
-                command = [sys.executable, "-c", f"from benchmarks.conversations import start; start({str(path)!r})"]
+                command = [sys.executable, "-c", f"from timings.conversations import start; start({str(path)!r})"]
                 environment = {"PYTHONPATH": str(Path.cwd()), "PATH": "/usr/bin:/bin"}
                 done = subprocess.run(
                     command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True

@@ -1,6 +1,6 @@
 """Run a model of released size on a CPU: random weights in its layout, a real video, answers, and one LoRA step.
 
-    python -m benchmarks.dry_run --video clip.mp4 --processor Qwen2.5-VL-3B-Instruct [--model vg_llm] [--folder weights]
+    python -m timings.dry_run --video clip.mp4 --processor Qwen2.5-VL-3B-Instruct [--model vg_llm] [--folder weights]
 
 The command writes the tensors of a Spatial-MLLM v1.1 or a VG-LLM 4B, 5 billion parameters in bfloat16 with random
 numbers, into a temporary folder, with tokenizer and processor files of the given folder. Then it loads them as a user
@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.measure import resident
-from benchmarks.random_weights import draw
 from datamodules.collate import TrainingCollate
 from datamodules.inference import data_of, load_video
 from datamodules.scenes import Question
+from timings.measure import resident
+from timings.random_weights import draw
 from zoo import VGLLM, LearningRates, LoRA, PretrainedSpatialMLLM, PretrainedVGLLM, SpatialMLLM, SpatialVLM, VideoQATask
 from zoo.backbones.pretrained import EmptyQwenVL, known_config, qwen25_config
 from zoo.checkpoints.export import official_tensors, released_config

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.measure import in_a_process, interleaved, peak_growth
-from benchmarks.tables import markdown
+from timings.measure import in_a_process, interleaved, peak_growth
+from timings.tables import markdown
 
 Forward = Callable[[Tensor], object]
 
@@ -29,7 +29,7 @@ class Comparison:
     """Two ways to compute a trunk.
 
     Args:
-        module: Module that is run to measure the memory of one way, such as `benchmarks.vggt`.
+        module: Module that is run to measure the memory of one way, such as `timings.vggt`.
         names: Names of the two ways. The first is ours.
         build: Builds the named forward passes, given the command-line options.
         flops: FLOPs of one forward pass, two per multiply-add, given the options and the number of frames.

@@ -1,11 +1,11 @@
 """Compare Depth Anything 3's trunk with the official one, with the same random weights and equal outputs.
 
 The tables list forward time and peak memory of activations for the four layers that the heads read, and the time of a
-plain matrix product of the same FLOPs; see `benchmarks.trunks`. Install the official package and einops, without their
+plain matrix product of the same FLOPs; see `timings.trunks`. Install the official package and einops, without their
 dependencies:
 
 pip install --no-deps --target official depth-anything-3 einops
-PYTHONPATH=official python -m benchmarks.da3 [--frames 8 16] [--sizes small base] [--dtypes float32] [--threads 2]
+PYTHONPATH=official python -m timings.da3 [--frames 8 16] [--sizes small base] [--dtypes float32] [--threads 2]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.trunks import Comparison, Forward, block_flops, compare, fill, num_patches, parse
+from timings.trunks import Comparison, Forward, block_flops, compare, fill, num_patches, parse
 from zoo.geometry.da3.trunk import PATCH_SIZE, Trunk
 from zoo.geometry.layers import normalize
 
@@ -41,7 +41,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}  # relative to the outputs' RMS
 
 def main() -> None:
     arguments = parse(__doc__, SIZES, frames=[8, 16], sizes=["small", "base"]).parse_args()
-    comparison = Comparison("benchmarks.da3", ("ours", "official"), build, trunk_flops, lambda size: SIZES[size][WIDTH])
+    comparison = Comparison("timings.da3", ("ours", "official"), build, trunk_flops, lambda size: SIZES[size][WIDTH])
     compare(comparison, arguments)
 
 
@@ -74,7 +74,7 @@ def official_class() -> Any:
     """Return the official trunk. Only this part of its package is loaded, because the package imports a lot."""
     found = find_spec("depth_anything_3")
     if found is None or not found.submodule_search_locations:
-        sys.exit("the official package is not on PYTHONPATH: see python -m benchmarks.da3 --help")
+        sys.exit("the official package is not on PYTHONPATH: see python -m timings.da3 --help")
     os.environ["DA3_LOG_LEVEL"] = "ERROR"
     package = ModuleType("depth_anything_3.model")  # replaces its __init__.py
     package.__path__ = [str(Path(folder) / "model") for folder in found.submodule_search_locations]

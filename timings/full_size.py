@@ -1,6 +1,6 @@
 """Parameters, memory and FLOPs of the released sizes, computed without allocating the models.
 
-    python -m benchmarks.full_size
+    python -m timings.full_size
 
 One scene is 16 frames of 480 x 640 with a prompt of 40 tokens. The memory of training counts weights (2 bytes per
 frozen parameter, else 4), gradients (4) and AdamW's state (8), with decoder and connector trained. Activations are not
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.tables import markdown
 from datamodules.resize import PixelBounds
+from timings.tables import markdown
 from zoo.checkpoints import PretrainedQwen3VL, PretrainedQwen25VL
 from zoo.model import SpatialVLM
 from zoo.tasks.training_cost import BatchSizes, block_cost, linear_flops, linear_layers

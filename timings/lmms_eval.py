@@ -1,8 +1,8 @@
 """Compare lmms-eval's own Qwen2.5-VL, the zoo in lmms-eval and the zoo alone, on the same videos and questions.
 
     make lmms-eval
-    .venv-lmms/bin/python -m benchmarks.lmms_eval                        # about 100 M parameters, 8 and 16 frames
-    .venv-lmms/bin/python -m benchmarks.lmms_eval --small --scenes 2 --repeats 1 --size 392 280   # quick trial
+    .venv-lmms/bin/python -m timings.lmms_eval                        # about 100 M parameters, 8 and 16 frames
+    .venv-lmms/bin/python -m timings.lmms_eval --small --scenes 2 --repeats 1 --size 392 280   # quick trial
 
 The model has random weights, exported in the official layout in bfloat16. Each way computes in `--dtype`. The zoo
 computes frame times and text positions as transformers 5 does (docs/positions.md), so the answers must be equal, and
@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.evaluate import TEXTS
-from benchmarks.measure import in_a_process, peak_growth, spread, timed
-from benchmarks.tables import markdown
-from benchmarks.video import write_clip
 from datamodules.inference import batch_of_questions
 from datamodules.resize import PixelBounds
+from timings.evaluate import TEXTS
+from timings.measure import in_a_process, peak_growth, spread, timed
+from timings.tables import markdown
+from timings.video import write_clip
 from zoo import SpatialVLM, TinyQwen25VL
 from zoo.benchmarks import VSIBench
 from zoo.checkpoints import PretrainedQwen25VL, export_model
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="with --way: where the model and the questions are")
     options = parser.parse_args()
     if find_spec("lmms_eval") is None:
-        sys.exit("lmms-eval is not installed here: make lmms-eval, then .venv-lmms/bin/python -m benchmarks.lmms_eval")
+        sys.exit("lmms-eval is not installed here: make lmms-eval, then .venv-lmms/bin/python -m timings.lmms_eval")
     if options.way:
         torch.set_num_threads(options.threads)
         print(json.dumps(measured(options)))
@@ -144,7 +144,7 @@ def compare(options: argparse.Namespace, frames: int) -> None:
     for _ in range(options.repeats):  # the ways take turns, so that noise of the machine affects all
         for way in found:
             passed = {name: getattr(options, name) for name in ("folder", "device", "threads", "dtype")}
-            found[way].append(in_a_process("benchmarks.lmms_eval", way=way, frames=frames, **passed))
+            found[way].append(in_a_process("timings.lmms_eval", way=way, frames=frames, **passed))
     count = options.scenes * options.questions
     seconds = {way: [each["seconds"] / count for each in runs] for way, runs in found.items()}
     print(f"{frames} frames, {options.questions} questions per scene\n")

@@ -1,6 +1,6 @@
 """Training steps per second on a CPU: freed memory is kept for the next step, or handled by glibc's defaults.
 
-python -m benchmarks.allocator [--rounds 5] [--steps 30]
+python -m timings.allocator [--rounds 5] [--steps 30]
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 
-from benchmarks.measure import spread
-from benchmarks.tables import markdown
+from timings.measure import spread
+from timings.tables import markdown
 
 KEPT = "import commands.main as main; main.main()"
 GIVEN_BACK = "import commands.main as main; main.keep_freed_memory = lambda: None; main.main()"

@@ -13,7 +13,7 @@ with `CameraAttention`, without an encoding and with each kind of cache.
 On a CPU, most of the remaining cost is new memory, which the C library returns to the system and requests again. Set
 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=2000000000 in the environment to keep it.
 
-    python -m benchmarks.attention [--views 16] [--tokens 64] [--heads 16] [--key-heads 2] [--threads 1]
+    python -m timings.attention [--views 16] [--tokens 64] [--heads 16] [--key-heads 2] [--threads 1]
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from benchmarks.encoded_decoder import IMAGE, TEXT_BETWEEN, MRoPE, cameras_of, encoder_in, text_model
-from benchmarks.measure import interleaved
-from benchmarks.tables import markdown
+from timings.encoded_decoder import IMAGE, TEXT_BETWEEN, MRoPE, cameras_of, encoder_in, text_model
+from timings.measure import interleaved
+from timings.tables import markdown
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.decoder import replace_classes
 from zoo.cameras import normalize_intrinsics

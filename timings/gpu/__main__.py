@@ -1,6 +1,6 @@
-"""Run every benchmark that needs a GPU, in parts, and write benchmarks/gpu.md.
+"""Run every timing that needs a GPU, in parts, and write timings/gpu.md.
 
-    make gpu PYTHON=python3.12                 # or: python3.12 -m benchmarks.gpu
+    make gpu PYTHON=python3.12                 # or: python3.12 -m timings.gpu
     make gpu PYTHON=python3.12 ARGS=--tiny     # all parts with tiny models on a CPU, to test that they work
 
 Models have random weights of the released sizes. Each part is a separate process and ends within eight minutes. A part
@@ -33,17 +33,15 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny models, on a CPU if there is no GPU")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--results", type=Path, help="folder of the parts' results; by default in cache/")
-    parser.add_argument("--output", type=Path, help="the document; by default benchmarks/gpu.md, or in the results")
+    parser.add_argument("--output", type=Path, help="the document; by default timings/gpu.md, or in the results")
     options = parser.parse_args()
     if lacking := missing():
-        sys.exit(
-            f"{sys.executable} lacks {'; '.join(lacking)}; see benchmarks/README.md for a machine without a network"
-        )
+        sys.exit(f"{sys.executable} lacks {'; '.join(lacking)}; see timings/README.md for a machine without a network")
     results = options.results or ROOT / "cache" / ("gpu-tiny" if options.tiny else "gpu")
     results.mkdir(parents=True, exist_ok=True)
     failed = [part for part in options.parts if not run(part, results, options.tiny)]
     written = {part: path for part in PARTS if (path := results / f"{part}.json").exists()}
-    output = options.output or (results / "gpu.md" if options.tiny else ROOT / "benchmarks" / "gpu.md")
+    output = options.output or (results / "gpu.md" if options.tiny else ROOT / "timings" / "gpu.md")
     output.write_text(document({part: json.loads(path.read_text()) for part, path in written.items()}))
     print(f"{output}: {len(written)} of {len(PARTS)} parts")
     if failed:
@@ -72,7 +70,7 @@ def run(part: str, results: Path, is_tiny: bool) -> bool:
         print(f"{part}: done", flush=True)
         return True
     print(f"{part}: up to {SECONDS} s", flush=True)
-    words = [sys.executable, "-m", "benchmarks.gpu.parts", part, str(path), *(["--tiny"] if is_tiny else [])]
+    words = [sys.executable, "-m", "timings.gpu.parts", part, str(path), *(["--tiny"] if is_tiny else [])]
     try:
         done = subprocess.run(words, cwd=ROOT, timeout=SECONDS)
     except subprocess.TimeoutExpired:
@@ -84,7 +82,7 @@ def run(part: str, results: Path, is_tiny: bool) -> bool:
 
 def document(found: dict[str, dict]) -> str:
     """Return the tables of all parts, each with the machine on which it ran."""
-    from benchmarks.tables import markdown  # imported after `missing` has checked the requirements
+    from timings.tables import markdown  # imported after `missing` has checked the requirements
 
     text = ["# On a GPU", "", "    make gpu PYTHON=python3.12", "", "Random weights of the released sizes; medians."]
     for part, result in found.items():

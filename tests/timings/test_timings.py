@@ -1,4 +1,4 @@
-"""The benchmarks run at the least size, and end with an error where the ways that they compare differ.
+"""The timings run at the least size, and end with an error where the ways that they compare differ.
 
 What they find is no matter here.
 """
@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import attention, da3, evaluate, grpo, lmms_eval, loading, training, trunks
-from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import checks
-from benchmarks.measure import in_a_process
+from timings import attention, da3, evaluate, grpo, lmms_eval, loading, training, trunks
+from timings.gpu import __main__ as gpu
+from timings.gpu import checks
+from timings.measure import in_a_process
 from zoo.geometry.da3.trunk import Trunk
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +160,7 @@ def test_a_dry_run_of_a_released_layout(tmp_path: Path, model: str, tokens: int)
     """A tiny model with random weights loads, sees a real video, answers, and takes a step of LoRA."""
     given = {"video": DATA / "scenes/vggt_room/room.mp4", "processor": DATA / "qwen2.5-vl", "folder": tmp_path}
     words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "benchmarks.dry_run", *words, "--tiny", "--model", model]
+    command = [sys.executable, "-m", "timings.dry_run", *words, "--tiny", "--model", model]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not list(tmp_path.iterdir())  # the weights are removed
@@ -195,7 +195,7 @@ def test_a_measured_process_has_the_options_and_may_lack_memory(tmp_path: Path, 
 @pytest.mark.timeout(3600)
 def test_make_gpu_runs_all_parts_with_tiny_models_on_a_cpu(tmp_path: Path) -> None:
     """A second run repeats none of them, and a part that fails has no result."""
-    words = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--results", str(tmp_path)]
+    words = [sys.executable, "-m", "timings.gpu", "--tiny", "--results", str(tmp_path)]
     first = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr[-3000:]
     text = (tmp_path / "gpu.md").read_text()

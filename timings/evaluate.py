@@ -1,12 +1,12 @@
 """Many questions about one video: asked one by one, asked with a shared prefix, and learned from together.
 
-    python -m benchmarks.evaluate                      # a Qwen2.5-VL of about 100 M parameters with a mid-sized VGGT
-    python -m benchmarks.evaluate --frames 16 --alone 4   # one by one takes as long for each: a few are enough
-    python -m benchmarks.evaluate --frames 8 --device cuda
+    python -m timings.evaluate                      # a Qwen2.5-VL of about 100 M parameters with a mid-sized VGGT
+    python -m timings.evaluate --frames 16 --alone 4   # one by one takes as long for each: a few are enough
+    python -m timings.evaluate --frames 8 --device cuda
 
 One by one is how published evaluation code works: the ViT, VGGT and the prefill of the whole prompt run for each
 question, then its answer. Weights are random and decoding is greedy. EOS is switched off, so both ways generate the
-same number of tokens, and their answers must be equal. Videos are already in memory: benchmarks/video.py measures
+same number of tokens, and their answers must be equal. Videos are already in memory: timings/video.py measures
 decoding. Memory is the growth at the peak of a call, each in a separate process.
 """
 
@@ -22,10 +22,10 @@ from functools import partial
 
 import torch
 
-from benchmarks.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread, timed
-from benchmarks.tables import markdown
 from datamodules.collate import QuestionCollate, TrainingCollate
 from datamodules.scenes import Question
+from timings.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread, timed
+from timings.tables import markdown
 from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
 from zoo.backbones.qwen25_vl import tiny_preprocessor
 from zoo.generation import CachedPrefix, answer_batch
@@ -192,7 +192,7 @@ def memory(options: argparse.Namespace, model: SpatialMLLM) -> int:
 
 def memory_in_a_process(options: argparse.Namespace, frames: int, way: str) -> int:
     passed = {name: getattr(options, name) for name in ("questions", "height", "width", "device", "threads", "small")}
-    return in_a_process("benchmarks.evaluate", memory_of=way, frames=frames, **passed)
+    return in_a_process("timings.evaluate", memory_of=way, frames=frames, **passed)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The points are those of a furnished box-shaped room, seen by a camera that walks
 ways must be equal. Times are medians of interleaved repeats. The pose sampler's time is for choosing --views of --poses
 random poses.
 
-python -m benchmarks.sampling [--frames 128] [--height 294] [--width 518] [--views 16] [--threads 2] [--repeats 3]
+python -m timings.sampling [--frames 128] [--height 294] [--width 518] [--views 16] [--threads 2] [--repeats 3]
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import interleaved, spread
-from benchmarks.tables import markdown
-from benchmarks.video import write_clip
 from datamodules.samplers import PoseFarthestSampler, PosePlaneSampler, SceneView, maximum_coverage, voxelize
 from datamodules.samplers.space_aware import encoder_images
 from datamodules.video import Video, even_steps
+from timings.measure import interleaved, spread
+from timings.tables import markdown
+from timings.video import write_clip
 
 ROOM_M = np.array([6.0, 5.0, 2.7])
 

@@ -1,9 +1,9 @@
 """VGGT's aggregator with random weights: forward time and peak memory of activations, with one layer kept.
 
 In the same run it is compared with the same module keeping every layer, as the official code does, and with a plain
-matrix product of the same FLOPs, dtype and threads; see `benchmarks.trunks`.
+matrix product of the same FLOPs, dtype and threads; see `timings.trunks`.
 
-python -m benchmarks.vggt [--frames 1 4 16 32] [--sizes large] [--dtypes float32] [--device cpu] [--threads 2]
+python -m timings.vggt [--frames 1 4 16 32] [--sizes large] [--dtypes float32] [--device cpu] [--threads 2]
 
 A row takes 3 x repeats + 2 forward passes of 0.9, 3.6, 18 and 46 TFLOP. On two cores, use --frames 1 4 --repeats 5,
 then
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.trunks import Comparison, Forward, block_flops, compare, fill, num_patches, parse
+from timings.trunks import Comparison, Forward, block_flops, compare, fill, num_patches, parse
 from zoo.geometry.vggt import DINOV2, VGGT
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ def main() -> None:
     parser = parse(__doc__, SIZES, frames=[1, 4, 16, 32], sizes=["large"])
     compare(
         Comparison(
-            "benchmarks.vggt", ("ours", "every layer"), build, aggregator_flops, lambda size: SIZES[size]["embed_dim"]
+            "timings.vggt", ("ours", "every layer"), build, aggregator_flops, lambda size: SIZES[size]["embed_dim"]
         ),
         parser.parse_args(),
     )

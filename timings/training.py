@@ -1,8 +1,8 @@
 """Fine-tune on scenes with many questions: the zoo and original transformers, with the same weights and rows.
 
-    python -m benchmarks.training                    # a tiny model, and one of 97 M parameters
-    python -m benchmarks.training --size tiny --questions 1 18 --frames 4
-    python -m benchmarks.training --device cuda
+    python -m timings.training                    # a tiny model, and one of 97 M parameters
+    python -m timings.training --size tiny --questions 1 18 --frames 4
+    python -m timings.training --device cuda
 
 The peer is transformers' `Trainer` with its Qwen2.5-VL and one question per row, as published scripts train. The rows
 of a scene are the accumulated batches of one optimizer step, each with the whole video. The zoo learns from all of them
@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from benchmarks.evaluate import TEXTS
-from benchmarks.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread
-from benchmarks.tables import markdown
 from datamodules.collate import TrainingCollate
 from datamodules.scenes import Question
+from timings.evaluate import TEXTS
+from timings.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread
+from timings.tables import markdown
 from zoo import LearningRates, Qwen25VL, TinyQwen25VL
 from zoo.backbones.qwen25_vl import tiny_preprocessor
 from zoo.objectives.base import AverageRule
@@ -250,7 +250,7 @@ def memory(options: argparse.Namespace) -> int:
 
 def memory_in_a_process(options: argparse.Namespace, size: str, count: int, way: str) -> int:
     passed = {name: getattr(options, name) for name in ("frames", "height", "width", "device", "threads")}
-    return in_a_process("benchmarks.training", memory_of=way, size=[size], questions=[count], **passed)
+    return in_a_process("timings.training", memory_of=way, size=[size], questions=[count], **passed)
 
 
 if __name__ == "__main__":

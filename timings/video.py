@@ -6,7 +6,7 @@ write them. Times are medians of interleaved repeats, each with a new Video. The
 that our reader decodes, and the largest mean difference between a frame and ours. A difference of some tenths of a
 level is another conversion to RGB, several levels are a wrong frame.
 
-python -m benchmarks.video [--seconds 30] [--size 640 480] [--frames 16 128] [--repeats 5] [--clip file.mp4]
+python -m timings.video [--seconds 30] [--size 640 480] [--frames 16 128] [--repeats 5] [--clip file.mp4]
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import av
 import numpy as np
 import torch
 
-from benchmarks.measure import interleaved
-from benchmarks.tables import markdown
 from datamodules.video import Video
+from timings.measure import interleaved
+from timings.tables import markdown
 
 FPS = 30
 KEY_FRAMES = {"a key frame every 250 frames": 250, "a key frame a second": FPS}

@@ -1,11 +1,11 @@
 """Test whether a tiny VGGT learns cameras in minutes on a CPU, for different kinds of training frames.
 
-    python -m benchmarks.tiny_vggt [--steps 900] [--settings "12 frames, cameras alone"]
+    python -m timings.tiny_vggt [--steps 900] [--settings "12 frames, cameras alone"]
 
 Each setting trains the TinyVGGT of geometry_tiny.yaml with only the camera head, for the same number of steps of 72
 frames. It is validated on the same kind of frames, and at the end on 12 frames of the whole path. A camera that never
-moves is the baseline. The command writes benchmarks/tiny_vggt.json, and draws all settings in it to
-benchmarks/tiny_vggt.png.
+moves is the baseline. The command writes timings/tiny_vggt.json, and draws all settings in it to
+timings/tiny_vggt.png.
 """
 
 from __future__ import annotations

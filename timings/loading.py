@@ -1,8 +1,8 @@
 """Loading a scene on one core: decoding, `--data.frame_cache`, and decord with transformers' processor.
 
-    python -m benchmarks.loading                       # clips of 640 x 480 pixels, 16 frames of each
-    python -m benchmarks.loading --frames 32 --scenes 8
-    python -m benchmarks.loading --videos data/arkitscenes/*.mp4
+    python -m timings.loading                       # clips of 640 x 480 pixels, 16 frames of each
+    python -m timings.loading --frames 32 --scenes 8
+    python -m timings.loading --videos data/arkitscenes/*.mp4
 
 The time is from the path of a video to the vision encoder's patches, which is a data worker's work for a scene without
 cameras. "cold" decodes and resizes, "first epoch" also writes the cache, "cached" maps it into memory. Each way reads
@@ -26,15 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import interleaved, spread, timed
-from benchmarks.tables import markdown
-from benchmarks.video import write_clip
 from datamodules import FrameCache
 from datamodules.dataset import SceneDataset
 from datamodules.resize import PixelBounds, resize_frames
 from datamodules.samplers import UniformSampler
 from datamodules.scenes import Scene
 from datamodules.video import Video
+from timings.measure import interleaved, spread, timed
+from timings.tables import markdown
+from timings.video import write_clip
 from zoo.backbones.qwen25_vl import tiny_preprocessor
 
 Load = Callable[[], list[Tensor]]  # the patches of each scene

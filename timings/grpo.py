@@ -1,8 +1,8 @@
 """One step of GRPO on a scene with many questions: the scene is read once, or once for each answer.
 
-    python -m benchmarks.grpo                        # a tiny model: 18 questions, 8 answers each
-    python -m benchmarks.grpo --size 97M --questions 4
-    python -m benchmarks.grpo --device cuda --size 97M
+    python -m timings.grpo                        # a tiny model: 18 questions, 8 answers each
+    python -m timings.grpo --size 97M --questions 4
+    python -m timings.grpo --device cuda --size 97M
 
 Both ways sample the same number of tokens and learn from the same answers, the zoo's. Their gradients are compared.
 "each answer" is how TRL trains on images: every answer has its own prompt, whose scene and prefix are read for sampling
@@ -23,10 +23,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread
-from benchmarks.tables import markdown
-from benchmarks.training import SIZES, noise, task_of
 from datamodules.collate import QuestionCollate
+from timings.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread
+from timings.tables import markdown
+from timings.training import SIZES, noise, task_of
 from zoo.generation import Sampling, eval_mode
 from zoo.objectives.grpo import grpo_loss
 from zoo.sequences.batch import Batch
@@ -82,7 +82,7 @@ def main() -> None:
 
 def memory(options: argparse.Namespace, way: str) -> int:
     given = {name: value for name, value in vars(options).items() if name not in ("memory_of", "repeats")}
-    return int(in_a_process("benchmarks.grpo", **given, **{"memory-of": way}))
+    return int(in_a_process("timings.grpo", **given, **{"memory-of": way}))
 
 
 def questions(options: argparse.Namespace, task: VideoQATask) -> Batch:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.models import COMMANDS, TITLES, Bench, Row, Tables, release
+from timings.gpu.models import COMMANDS, TITLES, Bench, Row, Tables, release
 from zoo.backbones import qwen3_5
 from zoo.backbones.base import load_attention
 from zoo.backbones.decoder import GROUPED_SDPA

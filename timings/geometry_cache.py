@@ -1,6 +1,6 @@
 """The time that the geometry cache saves.
 
-    python -m benchmarks.geometry_cache --size small --frames 16 --height 476 --width 644
+    python -m timings.geometry_cache --size small --frames 16 --height 476 --width 644
 
 The command times three calls in turns and prints medians: VGGT with random weights on noise, writing its output, and
 reading it again. docs/reference/files.md lists the errors of the cache's precisions.
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import timed
-from benchmarks.tables import markdown
-from benchmarks.vggt import SIZES
+from timings.measure import timed
+from timings.tables import markdown
+from timings.vggt import SIZES
 from zoo import GeometryCache
 from zoo.geometry import VGGT, CachedGeometry, VGGTEncoder
 

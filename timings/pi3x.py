@@ -1,9 +1,9 @@
 """Pi3X's encoder and trunk with random weights: forward time and peak memory of activations, with one layer kept.
 
 In the same run it is compared with the same module keeping every pair of blocks, and with a plain matrix product of the
-same FLOPs, dtype and threads; see `benchmarks.trunks`. No conditions are given.
+same FLOPs, dtype and threads; see `timings.trunks`. No conditions are given.
 
-python -m benchmarks.pi3x [--frames 1 4 16] [--sizes large] [--dtypes float32] [--device cpu] [--threads 2]
+python -m timings.pi3x [--frames 1 4 16] [--sizes large] [--dtypes float32] [--device cpu] [--threads 2]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.trunks import Comparison, Forward, block_flops, compare, fill, num_patches, parse
+from timings.trunks import Comparison, Forward, block_flops, compare, fill, num_patches, parse
 from zoo.geometry.pi3x import RELEASED, Conditions, Pi3X, tiny_config
 from zoo.geometry.pi3x.model import PATCH_START
 
@@ -27,7 +27,7 @@ SIZES: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = parse(__doc__, SIZES, frames=[1, 4, 16], sizes=["large"])
     comparison = Comparison(
-        "benchmarks.pi3x", ("ours", "every layer"), build, trunk_flops, lambda size: SIZES[size]["embed_dim"]
+        "timings.pi3x", ("ours", "every layer"), build, trunk_flops, lambda size: SIZES[size]["embed_dim"]
     )
     compare(comparison, parser.parse_args())
 

@@ -1,4 +1,4 @@
-"""Run one part of `python -m benchmarks.gpu`: `python -m benchmarks.gpu.parts training-qwen25 result.json`."""
+"""Run one part of `python -m timings.gpu`: `python -m timings.gpu.parts training-qwen25 result.json`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.gpu.checks import BACKENDS, answers, deltanet, missing_attention
-from benchmarks.gpu.models import (
+from timings.gpu.checks import BACKENDS, answers, deltanet, missing_attention
+from timings.gpu.models import (
     CHECKPOINTING,
     COMMANDS,
     TITLES,
@@ -28,7 +28,7 @@ from benchmarks.gpu.models import (
     measured,
     release,
 )
-from benchmarks.gpu.peer import peer
+from timings.gpu.peer import peer
 from zoo.generation import answer_batch
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
@@ -200,7 +200,7 @@ def logits(task: VideoQATask, batch: Batch) -> torch.Tensor:
 
 def geometry(bench: Bench) -> Tables:
     """Forward passes of the trunks of VGGT-1B, Depth Anything 3 (base) and Pi3X in bfloat16: 252 x 336 pixels."""
-    from benchmarks import da3, pi3x, trunks, vggt
+    from timings import da3, pi3x, trunks, vggt
 
     size = {"height": 56, "width": 84} if bench.is_tiny else {"height": 252, "width": 336}
     rows = []

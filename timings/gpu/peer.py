@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.example_batch import example_questions
-from benchmarks.gpu.models import CHECKPOINTING, COMMANDS, TITLES, Bench, Row, Tables, autocast, measured, release
-from benchmarks.training import RATE, stock_rows, trainer_step
+from timings.example_batch import example_questions
+from timings.gpu.models import CHECKPOINTING, COMMANDS, TITLES, Bench, Row, Tables, autocast, measured, release
+from timings.training import RATE, stock_rows, trainer_step
 from zoo.backbones.pretrained import empty_qwen
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch

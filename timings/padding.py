@@ -1,6 +1,6 @@
 """Padding in a training step, by batch size and questions per scene, and the effect of packed scenes.
 
-    python -m benchmarks.padding --vsibench data/vsibench/test.jsonl --tokenizer Qwen/Qwen2.5-VL-3B-Instruct
+    python -m timings.padding --vsibench data/vsibench/test.jsonl --tokenizer Qwen/Qwen2.5-VL-3B-Instruct
 
 The questions are those of the embedded rooms with the tiny tokenizer, and of VSI-Bench (a jsonl file) with a released
 tokenizer. Texts are tokenized, and no video is read. Sequences are packed as in training: the visual tokens of a scene
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from benchmarks.tables import markdown
 from datamodules import Rooms
 from datamodules.chat_format import user_text
 from datamodules.question_sampler import QuestionSampler
 from datamodules.scenes import Question
+from timings.tables import markdown
 from zoo import TinyQwen25VL
 
 BATCHES, PER_SCENE, EPOCHS = (4, 32), (1, 8), 3

@@ -55,7 +55,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of benchmarks on one scene: the video's size, repeats, device and threads."""
+    """Add the options of timings on one scene: the video's size, repeats, device and threads."""
     parser.add_argument("--height", type=int, default=476)
     parser.add_argument("--width", type=int, default=644)
     parser.add_argument("--repeats", type=int, default=3)
@@ -96,7 +96,7 @@ def in_a_process(module: str, **options: object) -> Any:
     """Run a benchmark in a separate process, and return the JSON of the last line that it prints.
 
     Args:
-        module: The benchmark's module, such as `benchmarks.vggt`.
+        module: The timing's module, such as `timings.vggt`.
         **options: Options of the benchmark. A list has several values, True is an option without a value, and False is
             left out.
 

@@ -1,1 +1,0 @@
-"""All benchmarks that need a GPU, run by one command: `make gpu PYTHON=...`, see `benchmarks.gpu.__main__`."""
