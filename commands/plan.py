@@ -96,7 +96,7 @@ GPUS = (
 )
 
 
-class Training(NamedTuple):
+class PlannedTraining(NamedTuple):
     """A training of a command line, possibly with changes.
 
     Attributes:
@@ -139,13 +139,13 @@ class Training(NamedTuple):
     uncounted: str | None = None
     changes: tuple[str, ...] = ()
 
-    def variant(self, strategy: str, checkpointing: bool, gpus: int | None = None) -> Training:
+    def variant(self, strategy: str, checkpointing: bool, gpus: int | None = None) -> PlannedTraining:
         """Return the same computation in another setup."""
         changes = (*self.changes, *(CHECKPOINTING if checkpointing != self.checkpointing else ()))
         changes = (*changes, *(FSDP2 if strategy != self.strategy else ()))
         return self._replace(strategy=strategy, checkpointing=checkpointing, changes=changes).on(gpus or self.gpus)
 
-    def on(self, gpus: int) -> Training:
+    def on(self, gpus: int) -> PlannedTraining:
         """Return the training on another number of GPUs, with the same batches in a step, if they can be divided."""
         return self._replace(gpus=gpus, accumulated=max(1, round(self.batches / gpus)))
 
@@ -243,7 +243,7 @@ def plan(arguments: list[str]) -> None:
 
 
 @cache
-def parsed(arguments: tuple[str, ...]) -> Training:
+def parsed(arguments: tuple[str, ...]) -> PlannedTraining:
     """Build the model and the DataModule of a command line without memory, and compute the cost.
 
     Raises:
@@ -286,7 +286,7 @@ def parsed(arguments: tuple[str, ...]) -> Training:
     nodes, accumulated = int(trainer.num_nodes or 1), int(trainer.accumulate_grad_batches or 1)
     gpus = nodes * _devices(trainer.devices)
     is_given = ACCUMULATE.removeprefix("--") in dict(split_options(arguments)[0])
-    training = Training(
+    training = PlannedTraining(
         cost=training_cost(task, batch, str(trainer.precision or "32-true")),
         batch=batch,
         strategy="fsdp2" if "fsdp2" in str(trainer.strategy).lower() else "ddp",
@@ -337,7 +337,7 @@ def _devices(value: Any) -> int:
 # ---- Changes that make a training fit into a GPU, and the command that starts it -------------------------------------
 
 
-def alternatives(training: Training, arguments: list[str]) -> list[Training]:
+def alternatives(training: PlannedTraining, arguments: list[str]) -> list[PlannedTraining]:
     """Return the training as it is, with each change by itself, and with all of them."""
     batch, cost = training.batch, training.cost
     frames = batch.num_frames // 2 // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE
@@ -349,7 +349,7 @@ def alternatives(training: Training, arguments: list[str]) -> list[Training]:
         ("--data.num_frames", str(frames)) if frames else (),
     ]
 
-    def with_options(words: tuple[str, ...]) -> Training:
+    def with_options(words: tuple[str, ...]) -> PlannedTraining:
         return parsed((*arguments, *words))._replace(changes=words) if words else training
 
     strategy = "fsdp2" if training.gpus > 1 and training.can_shard else training.strategy
@@ -362,13 +362,13 @@ def alternatives(training: Training, arguments: list[str]) -> list[Training]:
     return [training, *(each for each in several if each.changes), together]
 
 
-def choose(training: Training, arguments: list[str]) -> Training:
+def choose(training: PlannedTraining, arguments: list[str]) -> PlannedTraining:
     """Return the training if it fits, or with the first change that makes it fit, else the one that needs least memory.
 
     Changes that compute the same come first: checkpointing, and shards over an increasing number of GPUs. All
     alternatives follow.
     """
-    tried: list[Training] = []
+    tried: list[PlannedTraining] = []
     for smaller in (lambda: training, lambda: alternatives(training, arguments)[-1]):
         other, gpus = smaller(), training.gpus
         tried += [other, other.variant(other.strategy, True)]
@@ -380,7 +380,7 @@ def choose(training: Training, arguments: list[str]) -> Training:
     return min(tried, key=lambda each: each.needed)
 
 
-def launch(arguments: list[str], choice: Training) -> str:
+def launch(arguments: list[str], choice: PlannedTraining) -> str:
     """Return the command that starts the chosen training: `fit` with the options of `plan` and the changes."""
     replaced = ArgumentParser(add_help=False, allow_abbrev=False)
     for option in (*OPTIONS, *PROCESSES):
@@ -426,7 +426,7 @@ def parameters_table(cost: TrainingCost) -> Table:
     return table(("parameters, million", "trained", "frozen"), rows)
 
 
-def memory_table(training: Training) -> Table:
+def memory_table(training: PlannedTraining) -> Table:
     """Return the bytes on each GPU, for each strategy without and with checkpointing."""
     strategies = ("ddp", "fsdp2") if training.can_shard else ("ddp",)
     setups = [(strategy, checkpointing) for strategy in strategies for checkpointing in (False, True)]
@@ -439,7 +439,7 @@ def memory_table(training: Training) -> Table:
     return table(head, ([name, *map(gigabytes, row)] for name, row in rows.items()))
 
 
-def described(training: Training) -> str:
+def described(training: PlannedTraining) -> str:
     """Describe the sizes of a batch and of a step."""
     cost, batch = training.cost, training.batch
     tera = cost.steps[training.checkpointing].flops * training.accumulated / 1e12
@@ -456,7 +456,7 @@ def described(training: Training) -> str:
     )
 
 
-def step_warning(shown: Training, training: Training) -> str:
+def step_warning(shown: PlannedTraining, training: PlannedTraining) -> str:
     """Describe how the number of GPUs changes a step."""
     batch, gpus = training.batch, training.configured[1]
     return (
@@ -466,7 +466,7 @@ def step_warning(shown: Training, training: Training) -> str:
     )
 
 
-def verdict(training: Training, choice: Training) -> str:
+def verdict(training: PlannedTraining, choice: PlannedTraining) -> str:
     """Return whether the training fits into the GPUs' memory, or the first change that makes it fit."""
     usable = f"of {gigabytes(training.memory)} GB that are usable on each GPU"
     lacks = f"does not fit: {gigabytes(training.needed)} {usable}"

@@ -47,8 +47,8 @@ def score(arguments: list[str]) -> None:
 
     # imported after parsing: these import PyTorch, which --help does not need
     from commands.reports.predictions import read_predictions, recorded_benchmark
-    from evaluation.baselines import constant_baseline
-    from evaluation.table import SAME, render, side_by_side, summarize
+    from evaluation.baselines import SAME, constant_baseline
+    from evaluation.table import render, side_by_side, summarize
     from run_folder.record import METRICS, PREDICTIONS
     from run_folder.results import rank_files
     from zoo.benchmarks import VSIBench, find_benchmark

@@ -12,17 +12,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from evaluation.baselines import BELOW, MEANING, NAMES, is_below, verdict
+from evaluation.baselines import BELOW, MEANING, NAMES, SAME, is_below, verdict
 from zoo.benchmarks import Benchmark
 from zoo.errors import printable
 from zoo.metrics import BenchmarkScore
 
-SAME = 1e-6  # larger than the difference between float32 and float64 means of the same thresholds
 ONE_SIDED = 1.645  # standard errors by which a hit test must exceed 1, at a level of 5 %
 WIDTH = 150  # wide enough for the table even in a terminal of 80 columns, so that no number is cut off
-GROUPS = {"acc": "accuracy", "mra": "MRA", "all": "all"}
-OWN_GROUPS = {"acc": "choices and texts", "mra": "numbers", "all": "all"}  # whose scores need be no MRA
-MEANS = "micro", "macro"
+HEADINGS = {"acc": "accuracy", "mra": "MRA", "all": "all"}
+OWN_HEADINGS = {"acc": "choices and texts", "mra": "numbers", "all": "all"}  # whose scores need be no MRA
+MEAN_COLUMNS = "micro", "macro"
 Record = Mapping[str, Any]  # record of a question, see `zoo.metrics.with_scores`
 Scores = Mapping[str, Any]  # scores of a test, see `summarize`
 
@@ -97,11 +96,11 @@ def render(
     terminal = sys.stdout.isatty() if terminal is None else terminal
     counts, blind, scorer = metrics["counts"], metrics.get("baselines", {}), metrics["scorer"]
     is_own = not benchmark.name.isidentifier()  # a class path, or OwnQuestions(...)
-    groups, title = (OWN_GROUPS, f"{title}: {benchmark.name}") if is_own else (GROUPS, title)
+    groups, title = (OWN_HEADINGS, f"{title}: {benchmark.name}") if is_own else (HEADINGS, title)
     table = Table(box=box.HORIZONTALS if terminal else box.MARKDOWN)
     table.add_column("question type", no_wrap=True)
     shown = [name for name in blind if name in NAMES]  # oracles have long names and follow below
-    for heading in (*MEANS, *shown, "questions"):
+    for heading in (*MEAN_COLUMNS, *shown, "questions"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("scorer", no_wrap=True)
     types = metrics["per_question_type"]
@@ -115,7 +114,9 @@ def render(
         if group != "all" and questions in (0, counts["questions"]):
             continue  # the group is empty, or equal to all
         every = {name: each[group] for name, each in blind.items()}
-        means = [_marked(metrics[group][mean], {name: each[mean] for name, each in every.items()}) for mean in MEANS]
+        means = [
+            _marked(metrics[group][mean], {name: each[mean] for name, each in every.items()}) for mean in MEAN_COLUMNS
+        ]
         beside = (_both(every[name]) for name in shown)
         table.add_row(groups[group], *means, *beside, str(questions), scorer, style="bold")
     console = Console(force_terminal=terminal, width=WIDTH)
@@ -176,10 +177,10 @@ def side_by_side(
 
     rows = [
         *(row(kind, "per_question_type", kind, "score") for kind in tests[0]["per_question_type"]),
-        *(row(f"{group} {mean}", group, mean) for group, mean in product(benchmark.groups, MEANS)),
+        *(row(f"{group} {mean}", group, mean) for group, mean in product(benchmark.groups, MEAN_COLUMNS)),
     ]
     for name in dict.fromkeys(name for each in blind for name in each):
-        for mean in MEANS:
+        for mean in MEAN_COLUMNS:
             own = (_number(_at(each, (name, "all", mean))) for each in blind)
             rows.append([f"{NAMES.get(name, name)}: all {mean}", *own])
     rows.append(["could not be parsed", *(str(each["counts"]["unparsable"]) for each in tests)])
@@ -216,7 +217,7 @@ def _marked(score: float | None, baselines: Mapping[str, float | None]) -> str:
 
 def _both(means: Mapping[str, float | None]) -> str:
     """Return the micro and the macro mean, or one number if they are equal."""
-    return " / ".join(dict.fromkeys(_number(means[mean]) for mean in MEANS))
+    return " / ".join(dict.fromkeys(_number(means[mean]) for mean in MEAN_COLUMNS))
 
 
 def _reason(failed: Mapping[str, str]) -> str:

@@ -16,13 +16,12 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.cameras.scene_geometry import PatchCameras, SceneGeometry
 from zoo.errors import InputError
+from zoo.geometry.base import BRIGHTEST, DARKEST
 from zoo.model_spec import ModelSpec
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaSpan, SequenceLayout
 from zoo.sequences.loaded_scene import LoadedScene, prompt_grid
-
-DARKEST, BRIGHTEST = -0.5, 2.0  # frames are in 0..1, and resizing overshoots a little
 
 
 class Media(TypedDict, total=False):

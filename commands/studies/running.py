@@ -30,7 +30,7 @@ from commands.main import LIGHTNING
 from commands.responses.results import read_responses
 from commands.runs import CONFIG, RESTARTED
 from commands.studies.results import Questions, Result, read_result
-from commands.studies.study_file import MACRO, OWN, RUNS, Run, Study, as_words, test_folder_name
+from commands.studies.study_file import MACRO, OWN, STUDIES, Run, Study, as_words, test_folder_name
 from run_folder.record import METRICS
 from run_folder.results import TESTS, finished_tests
 from zoo.cpu import available_cores
@@ -224,7 +224,7 @@ class Requirement:
 
     @property
     def _entry(self) -> Path:
-        return RUNS / ".requires" / f"{quote(os.path.normpath(self.file), safe='')}.json"
+        return STUDIES / ".requires" / f"{quote(os.path.normpath(self.file), safe='')}.json"
 
     def is_made(self) -> bool:
         """Return whether the file is there and whole.

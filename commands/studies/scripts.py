@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from commands.plan import GPUS, Training, gigabytes, in_tenths, parsed
+from commands.plan import GPUS, PlannedTraining, gigabytes, in_tenths, parsed
 from commands.responses.measuring import NUM_SCENES
 from commands.studies.study_file import Run, Study, merged
 from datamodules import Intervention
@@ -110,7 +110,7 @@ def write_scripts(
     return files
 
 
-def _plan(run: Run) -> Training:
+def _plan(run: Run) -> PlannedTraining:
     """Return what a training takes."""
     try:
         return parsed(tuple(word for word in run.words if not word.startswith("--seed_everything")))
@@ -118,7 +118,7 @@ def _plan(run: Run) -> Training:
         raise InputError(f"{run}: {error}") from error
 
 
-def _hours_of_responses(planned: Training, run: Run) -> list[float]:
+def _hours_of_responses(planned: PlannedTraining, run: Run) -> list[float]:
     """Return the hours of a training's responses on each kind of GPU, or 0: a forward pass for each variant."""
     kinds = {kind.__name__: kind for kind in buildable_classes(Intervention)}
     variants = sum(kinds[name]().num_variants for name in run.responses)
@@ -126,7 +126,7 @@ def _hours_of_responses(planned: Training, run: Run) -> list[float]:
     return [hours or 0.0 for hours in planned.hours_of(NUM_SCENES * variants * of_question)]
 
 
-def _takes(planned: Training, run: Run, asked: Sequence[float]) -> list[str]:
+def _takes(planned: PlannedTraining, run: Run, asked: Sequence[float]) -> list[str]:
     """Return the bytes on each GPU and the hours on each kind of GPU; for released weights the bytes of a test."""
     if not run.is_trained:
         return [gigabytes(planned.cost.weights / planned.shards), *("" for _ in GPUS)]

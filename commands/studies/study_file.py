@@ -21,12 +21,12 @@ from commands.reports.scores import CHANGES_NO_RESULT
 from datamodules import Intervention, VideoQADataModule
 from run_folder.configs import MergedConfig, buildable_classes, find_config, merge_configs
 from zoo.benchmarks import registered_benchmarks
-from zoo.configuration import flatten, is_covered
+from zoo.configuration import RUNS, flatten, is_covered
 from zoo.errors import InputError, closest, did_you_mean
 from zoo.files.ownership import file_name
 from zoo.tasks import VideoQATask
 
-RUNS = Path("runs") / "studies"
+STUDIES = RUNS / "studies"  # folder for the runs of studies
 MACRO = "macro"  # a score: the mean over the question types
 SAMPLING = "model.sampling"
 OWN = ""  # the name of the test that every trained model has
@@ -198,7 +198,7 @@ class Study:
     @property
     def folder(self) -> Path:
         """The folder of the study's runs."""
-        return self.output / "runs" if self.output else RUNS / self.name
+        return self.output / "runs" if self.output else STUDIES / self.name
 
     @property
     def results(self) -> Path:

@@ -19,7 +19,7 @@ import main
 from commands.plan import (
     ACCUMULATE,
     GPUS,
-    Training,
+    PlannedTraining,
     alternatives,
     choose,
     described,
@@ -44,7 +44,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     main.main()
 
 
-def planned(*words: str) -> Training:
+def planned(*words: str) -> PlannedTraining:
     return parsed(tuple(words))
 
 
@@ -223,7 +223,7 @@ def test_a_full_scale_plans_real_videos_and_counts_all_nodes(monkeypatch: pytest
     ],
 )
 def test_the_last_line_names_the_first_change_that_fits(gb, strategy, checkpointing, expected) -> None:
-    training = Training(COST, BATCH, strategy, checkpointing, gpus=2, memory=float(gb * GB), batches=2)
+    training = PlannedTraining(COST, BATCH, strategy, checkpointing, gpus=2, memory=float(gb * GB), batches=2)
     assert expected in verdict(training, choose(training, []))
 
 
@@ -238,14 +238,14 @@ def test_the_last_line_names_the_first_change_that_fits(gb, strategy, checkpoint
 def test_shards_are_beside_what_is_gathered(accumulated: int, weights: int, needed: float) -> None:
     cost = replace(COST, gathered_weights=weights * GB)
     batches = 4 * accumulated
-    training = Training(cost, BATCH, "fsdp2", True, gpus=4, accumulated=accumulated, batches=batches)
+    training = PlannedTraining(cost, BATCH, "fsdp2", True, gpus=4, accumulated=accumulated, batches=batches)
     assert training.needed == needed * GB
     assert training.variant("ddp", True).needed == 74 * GB
 
 
 def test_hours_are_operations_over_a_share_of_the_peak() -> None:
     cost = replace(COST, steps={False: StepCost(0, 3 * 10**18, 10**18), True: StepCost(0, 4 * 10**18, 10**18)})
-    training = Training(cost, BATCH, gpus=2, accumulated=3, utilization=0.5, batches=6)
+    training = PlannedTraining(cost, BATCH, gpus=2, accumulated=3, utilization=0.5, batches=6)
     column = 1 + [gpu.name for gpu in GPUS].index("H200")
 
     def hours(checkpointing: bool, **changes: Any) -> float:
@@ -260,7 +260,7 @@ def test_hours_are_operations_over_a_share_of_the_peak() -> None:
 
 def test_alternatives_come_one_by_one_and_then_together(monkeypatch: pytest.MonkeyPatch) -> None:
     cost = replace(COST, trained=Counter(decoder=5), frozen=Counter())
-    training = Training(cost, replace(BATCH, scenes=4), gpus=2, batches=2)
+    training = PlannedTraining(cost, replace(BATCH, scenes=4), gpus=2, batches=2)
     monkeypatch.setattr("commands.plan.parsed", lambda words: training)
     checkpointing, fsdp2 = "--model.gradient_checkpointing true", "--trainer.strategy fsdp2"
     lora, frames = "--model.lora.r 16", "--data.num_frames 8"
@@ -269,7 +269,7 @@ def test_alternatives_come_one_by_one_and_then_together(monkeypatch: pytest.Monk
         *("", checkpointing, lora, one, frames, fsdp2),
         f"{lora} {one} {frames} {checkpointing} {fsdp2}",
     ]
-    small = Training(COST, BATCH, memory=float(GB))
+    small = PlannedTraining(COST, BATCH, memory=float(GB))
     monkeypatch.setattr("commands.plan.parsed", lambda words: small)
     assert "rent larger GPUs" in verdict(small, choose(small, []))  # nothing fits
 
@@ -278,7 +278,7 @@ def test_the_chosen_line_is_a_command_that_starts_it() -> None:
     config = str(CONFIGS / "prope.yaml")
     given = ["--config", config, "--gpus", "16", "--questions=9", "--trainer.devices", "4", "--data.num_frames", "8"]
     changes = ("--model.lora.r", "16", "--trainer.strategy", "fsdp2")
-    chosen = Training(COST, BATCH, gpus=4, accumulated=8, batches=32, configured=(1, 4, 8), changes=changes)
+    chosen = PlannedTraining(COST, BATCH, gpus=4, accumulated=8, batches=32, configured=(1, 4, 8), changes=changes)
     words = "python main.py fit --config prope.yaml --data.num_frames 8 --model.lora.r 16 --trainer.strategy fsdp2"
     assert launch(given, chosen) == f"{words} --trainer.devices 4"
     assert launch(given, chosen.on(16)) == f"srun {words} --trainer.devices 8 --trainer.num_nodes 2 {ACCUMULATE} 2"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from commands.parser import build as build_parts
 from commands.parser import parse
-from commands.plan import Training, parsed
+from commands.plan import PlannedTraining, parsed
 from commands.scene_commands import OF_RUNS, run_parser
 from timings.example_batch import example_batch, example_questions
 from timings.measure import timed
@@ -83,7 +83,7 @@ class Command:
         return [*self.options]
 
     @cached_property
-    def plan(self) -> Training:
+    def plan(self) -> PlannedTraining:
         """The cost of a step on one GPU, computed by `python main.py plan`."""
         return parsed((*self.words, "--video_size", "[56,84]" if self.bench.is_tiny else "[480,640]"))
 

@@ -159,7 +159,7 @@ class ViewSymmetries:
 
 # ---- Camera encodings, and view mixers -------------------------------------------------------------------------------
 
-Grid = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w) of one scene in tokens
+TokenGrid = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w) of one scene in tokens
 HasCamera = Bool[Tensor, "B t"] | None  # temporal patches with a valid camera
 
 
@@ -316,7 +316,7 @@ class ViewMixer(CameraModule):
 
     @abstractmethod
     def forward(
-        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
+        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: TokenGrid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Return the tokens plus the branch, for B independent scenes with the same grid.
 

@@ -15,7 +15,7 @@ from zoo.cameras import Cameras, ReferenceView, normalize_intrinsics
 from zoo.cameras.cameras import camera_runs
 from zoo.cameras.poses import invert_se3, so3_log
 from zoo.cameras.rays import grid_centers, patch_directions, plucker
-from zoo.encodings.base import DecoderLayout, Grid, HasCamera, HeadLayout, ViewMixer, ViewSymmetries
+from zoo.encodings.base import DecoderLayout, HasCamera, HeadLayout, TokenGrid, ViewMixer, ViewSymmetries
 from zoo.encodings.per_view import PerViewEncoding
 from zoo.encodings.placements import CameraProducts, ChannelBlock, Matrices, block_diagonal, map_tokens
 from zoo.encodings.prope import MatrixEncoding, PRoPE, RayEncoding, projection_matrices
@@ -52,7 +52,7 @@ class RayEmbedding(ViewMixer):
         return ViewSymmetries(no_pose, canonical=no_pose or self.reference is not None, scale=no_pose, intrinsics=False)
 
     def forward(
-        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
+        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: TokenGrid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Add the embedding of the rays, see `ViewMixer.forward`."""
         _, rows, columns = (int(side) for side in grid)
@@ -92,7 +92,7 @@ class PoseEmbedding(ViewMixer):
         return ViewSymmetries(False, self.reference is not None, scale=False, intrinsics=not self.intrinsics)
 
     def forward(
-        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
+        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: TokenGrid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Add the embedding of the poses, see `ViewMixer.forward`."""
         _, rows, columns = (int(side) for side in grid)
@@ -180,7 +180,7 @@ class ViewAttention(ViewMixer):
         return ViewSymmetries(relative, canonical, of_encoding.scale, of_encoding.intrinsics)
 
     def forward(
-        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
+        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: TokenGrid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Add the attention between the views, see `ViewMixer.forward`."""
         steps, rows, columns = (int(side) for side in grid)

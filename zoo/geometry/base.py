@@ -23,6 +23,7 @@ from zoo.progress import is_first_process
 
 # ---- The geometry encoder --------------------------------------------------------------------------------------------
 
+DARKEST, BRIGHTEST = -0.5, 2.0  # frames are in 0..1, and resizing overshoots a little
 Head = Literal["camera", "depth", "point"]
 Frames = Sequence[Float[Tensor, "_S 3 _H _W"]]  # RGB in 0..1 of each scene
 DatasetGeometries = Sequence[SceneGeometry | None]  # the dataset's geometry of each scene

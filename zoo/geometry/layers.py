@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from zoo.geometry.base import check_size
+from zoo.geometry.base import BRIGHTEST, DARKEST, check_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-DARKEST, BRIGHTEST = -0.5, 2.0  # images are in 0..1, and resizing overshoots a little
 
 
 # ---- Images: checks, and ImageNet's normalization --------------------------------------------------------------------

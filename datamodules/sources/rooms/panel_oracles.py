@@ -195,7 +195,7 @@ def log(number: float | np.floating) -> float:
 # ---- Exact rules ----------------------------------------------------------------------------------------------------
 
 SAMPLES = 9  # points along each side of a panel that measure how much of it is in a frame
-SAME = 1e-6  # keys that differ by less are equal
+SAME_KEY = 1e-6  # keys that differ by less are equal
 
 
 class Places(NamedTuple):
@@ -296,5 +296,5 @@ def exact_rules(places: Places, panel: Thing, views: RoomVideo) -> Posteriors:
     found = {}
     for name, rule in RULES.items():
         apart = np.square(rule(expected) - rule(observed)).sum(1)
-        found[name] = places.posterior(places.likely * (apart <= apart.min() + SAME))
+        found[name] = places.posterior(places.likely * (apart <= apart.min() + SAME_KEY))
     return found
