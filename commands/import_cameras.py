@@ -166,7 +166,7 @@ DATASETS: dict[str, type[PoseFormat]] = {
     "scannetpp": ScanNetPlusPlus,
     "vipe": ViPE,
 }
-DEPTH = 3  # most folders from the root to a scene, as in raw/Training/41069025
+DEPTH = 3  # maximum number of folders from the root to a scene, as in raw/Training/41069025
 NO_VIDEO = "without a video"
 FAILED = "# import-cameras: scenes without cameras, and why\n"  # the start of the list
 

@@ -50,14 +50,10 @@ A study file has the keys
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections import Counter
-from pathlib import Path
 from typing import Any, Literal
 
 from commands.parser import command_parser, parse
-from zoo.errors import InputError, add_file_to_errors
+from zoo.errors import InputError
 
 Executor = Literal["local", "slurm"]
 
@@ -99,120 +95,6 @@ def study(arguments: list[str]) -> None:
     if (asked.slurm or asked.print_scripts) and asked.executor != "slurm":
         raise InputError(f"--{'slurm' if asked.slurm else 'print_scripts'}: give --executor slurm as well")
 
-    # these import PyTorch, which --help does without
-    from commands.studies.document import Document
-    from commands.studies.oracles import add_oracles
-    from commands.studies.results import open_results
-    from commands.studies.running import (
-        NOT_STARTED,
-        Launch,
-        Requirement,
-        Training,
-        at_once,
-        check_commands,
-        fail_alike,
-        missing_requirements,
-        submit,
-    )
-    from commands.studies.scripts import PLAN, write_scripts
-    from commands.studies.study_file import OWN, Run, check_names, read_study
+    from commands.studies.execution import run_study  # imports PyTorch, which --help does without
 
-    plan = read_study(Path(asked.study).expanduser(), Path(asked.output).expanduser() if asked.output else None)
-    for option, known in (("settings", plan.settings), ("columns", plan.columns), ("seeds", plan.seeds)):
-        check_names(asked[option] or [], known, option.removesuffix("s"))
-    check_names(asked.again, plan.settings, "setting")
-    results = open_results(plan)
-    print("".join(f"{note}\n" for note in results.notes), end="")
-    if stale := Counter(result.setting for result in results.stale(plan.runs())):
-        named = ", ".join(f"{setting} ({number})" for setting, number in stale.items())
-        print(f"{results.path}: stale results, which are of no planned test and not shown: {named}", flush=True)
-
-    if asked.oracles:
-        for remark in add_oracles(results):
-            print(remark, flush=True)
-        asked.write = True
-
-    # 1. What is missing, and whether its options are right.
-    chosen = plan.runs(asked.settings, asked.columns, asked.seeds)
-    todo = results.missing(chosen, asked.again)
-    required = missing_requirements(plan, todo)
-    if not asked.write:
-        print(f"{len(todo)} of {len(chosen)} trainings to run, {asked.jobs} at a time, in {plan.folder}/", flush=True)
-        with add_file_to_errors(plan.path):
-            check_commands(todo, required)
-    if asked.dry_run:
-        print("".join(f"{job.file}: main.py {job.command}\n" for job in required), end="")
-        for run in todo:
-            print(f"{run}: main.py {'fit' if run.is_trained else 'test'} {shlex.join(run.words)}")
-        return
-    if asked.executor == "slurm" and todo and not asked.write:
-        scripts = dict(zip(map(str, todo), write_scripts(plan, todo, asked.slurm, asked.again), strict=True))
-        folder = next(iter(scripts.values())).parent
-        print((folder / PLAN).read_text(encoding="utf-8"))
-        if asked.print_scripts:
-            print(f'to start them: for script in {shlex.quote(str(folder))}/*.sbatch; do sbatch "$script"; done')
-            return
-
-    # 2. Train and test it.
-    launcher, failed = tuple(shlex.split(asked.launcher)), 0
-    not_started = 0
-    ended: list[tuple[Run, str | None]] = []  # with the reason of a failure
-
-    def make(job: Requirement) -> str | None:
-        return job.execute(Launch(min(asked.jobs, len(required)), launcher))
-
-    def train(run: Run) -> str | None:
-        if fail_alike(ended):
-            return NOT_STARTED
-        if asked.executor == "slurm":
-            failure = submit(scripts[str(run)])
-        else:
-            training = Training(plan, run, results.is_recorded if run.setting in asked.again else None)
-            failure = training.execute(Launch(asked.jobs, launcher))
-            for result, questions in training.results():  # also of a training of which one test has failed
-                results.add(result, questions)
-        ended.append((run, failure))
-        return failure
-
-    def said(run: Run) -> str:
-        own = results.find(run).get(OWN)
-        score = own.scores.get(run.score) if own else None
-        if own is None or score is None:
-            return f"done; its test has no question of the score {run.score}"
-        return f"{run.score} {score:.3f}" + ("" if own.fit_s is None else f" ({own.fit_s:.0f} s)")
-
-    try:
-        if not asked.write:
-            absent: dict[str, str] = {}
-            # jobs of SLURM make required files themselves
-            for job, failure in at_once([] if asked.executor == "slurm" else required, make, asked.jobs):
-                print(f"{job.file}: {failure or 'made'}", flush=True)
-                absent |= {job.file: failure} if failure else {}
-            ready = []
-            for run in todo:
-                if lacking := [file for file in run.requires if file in absent]:
-                    print(f"{run}: failed: it requires {lacking[0]}: {absent[lacking[0]]}", flush=True)
-                else:
-                    ready.append(run)
-            failed = len(todo) - len(ready)
-            for number, (run, failure) in enumerate(at_once(ready, train, asked.jobs), 1):
-                if failure == NOT_STARTED:
-                    not_started += 1
-                    continue
-                failed += failure is not None
-                print(f"[{number}/{len(ready)}] {run}: {f'failed: {failure}' if failure else said(run)}", flush=True)
-
-    # 3. The document and its tables, also after an interrupt.
-    finally:
-        document = Document(plan, open_results(plan))
-        written = document.write()
-        for table in (document.score_table(), document.test_table()):
-            print(f"\n{table.to_string(index=False)}" if len(table) else "", end="\n")
-        print(f"written: {', '.join(map(str, written))}")
-        if isinstance(sys.exception(), KeyboardInterrupt | SystemExit):  # Ctrl-C, or SIGTERM
-            if asked.executor == "slurm":
-                print("submitted jobs stay in the queue of SLURM: scancel removes them", flush=True)
-            print(f"to go on, from the checkpoints: python {shlex.join(sys.orig_argv[1:])}", flush=True)
-    if failed:
-        others = f", and {not_started} were not started, because several settings fail alike" if not_started else ""
-        sys.exit(f"{failed} of {len(todo)} trainings have failed{others}, see above; the same command tries them again")
+    run_study(asked)

@@ -100,8 +100,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             first view, and the field of view. One line per temporal patch, of the camera that the model gives to it.
         pixels: Bounds of the size of a video frame.
         image_pixels: Bounds of the size of a still image. null uses the model's own.
-        still_resize: Resizes still images in place of `image_pixels`, for a geometry encoder whose input differs from
-            the vision encoder's (`FixedWidthStills`, `OriginalStills`).
+        still_resize: How still images are resized (`FixedWidthStills`, `OriginalStills`). It replaces `image_pixels`. A
+            model needs it if its geometry encoder reads images of another size than its vision encoder.
         batch_size: Sequences per training batch and rank. A sequence holds a scene with some of its questions. An epoch
             asks each question once.
         questions_per_scene: Maximum number of questions in one training sequence, drawn anew in each epoch. A scene

@@ -60,7 +60,7 @@ from zoo.sequences.time_index import TimeIndex
 from zoo.weights.load import builds_shapes_only, leave_unread, read_weights, whole
 from zoo.weights.saved_models import load_model, save_model
 
-# parts with small parameters, and their numbers: in a parameter of a part's own, in one of a layer
+# parts with small parameters, and how many numbers such a parameter has at most (FEWEST: the weight or bias of a layer)
 ENCODING_PARTS = ("camera_encoding", "view_mixer", "fusion")
 FEW, FEWEST = 64, 4
 

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -35,7 +35,7 @@ from run_folder.record import METRICS
 from run_folder.results import TESTS, finished_tests
 from zoo.cpu import available_cores
 from zoo.errors import InputError
-from zoo.files.atomic_io import write_json
+from zoo.files.atomic_io import try_lock, write_json
 from zoo.files.ownership import file_name
 from zoo.versions import ROOT, git_state
 from zoo.weights.saved_models import LAST_CHECKPOINT
@@ -209,8 +209,8 @@ def _read(path: Path) -> Any:
 class Requirement:
     """A command that makes a file for the trainings.
 
-    Studies may share the file. Whether its command has ended is written to `runs/studies/.requires/`: the checkpoint of
-    an interrupted training is there as well, and is not the finished one. A file without an entry was made by hand.
+    Studies may share the file. Its existence does not show that the command has ended, because an interrupted training
+    leaves a checkpoint too. So `runs/studies/.requires/` records that. A file without a record was made by hand.
 
     Attributes:
         file: The file, as the study names it.
@@ -364,22 +364,20 @@ def locked(path: Path, work: str, waits: bool = False) -> Iterator[int]:
     Raises:
         InputError: Another process has the lock; names what that process does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        for attempt in count():
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if not waits or _interrupted.is_set():
-                    raise InputError(f"another process is {work}") from error
-            if not attempt:
-                print(f"waiting for another process that is {work}", flush=True)
-            _interrupted.wait(POLL_S)
+    is_said = False
+    while (file := try_lock(path, is_inherited=True)) is None:
+        if not waits or _interrupted.is_set():
+            raise InputError(f"another process is {work}")
+        if not is_said:
+            print(f"waiting for another process that is {work}", flush=True)
+        is_said = True
+        _interrupted.wait(POLL_S)
+    with file:
         try:
             yield file.fileno()
         finally:  # closing is not enough: a process that another thread is just starting has the file open as well
-            fcntl.flock(file, fcntl.LOCK_UN)
+            with suppress(OSError):  # some file systems of clusters have no locks
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def main_py(log: Path, launch: Launch, lock: int, *words: str) -> str | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import random
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,10 +23,12 @@ from datamodules.scenes import Question, Scene, select_questions
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.configuration import Configurable
 from zoo.errors import InputError
+from zoo.files.atomic_io import try_lock
 from zoo.files.ownership import move_new, partial_of, remove_partial
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+POLL_S = 0.2  # between two attempts to get a lock
 ORACLE = "oracle: "  # begins the name of an oracle that lacks something, such as the pixel
 POSSIBLE = "possible: "  # begins the name of an oracle that lacks nothing
 Poses = Float64[Tensor, "S 4 4"]  # world-to-camera, NaN for a frame without a camera
@@ -270,13 +272,13 @@ def _count(scenes: Sequence[Scene]) -> int:
 
 @contextmanager
 def locked(path: Path, waiting_message: str) -> Iterator[None]:
-    """Hold a file lock, and print a message if it is taken. The system releases the lock when the process ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(waiting_message, file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold a file lock. While another process or its workers have it, wait, and print a message once."""
+    if (lock := try_lock(path, is_inherited=True)) is None:
+        print(waiting_message, file=sys.stderr, flush=True)
+    while lock is None:
+        time.sleep(POLL_S)
+        lock = try_lock(path, is_inherited=True)
+    with lock:
         yield
 
 

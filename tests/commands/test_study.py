@@ -65,7 +65,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
     The options are not parsed, which takes seconds.
     """
-    monkeypatch.setattr("commands.studies.running.check_commands", lambda *commands: None)
+    monkeypatch.setattr("commands.studies.execution.check_commands", lambda *commands: None)
     monkeypatch.chdir(tmp_path)
     Path("studies").mkdir()
 
@@ -434,7 +434,7 @@ def test_a_failure_that_settings_share_ends_the_study(
     ],
 )
 def test_options_are_parsed_before_the_first_training(changes: dict, says: str, write: Write, monkeypatch) -> None:
-    monkeypatch.setattr("commands.studies.running.check_commands", check_commands)
+    monkeypatch.setattr("commands.studies.execution.check_commands", check_commands)
     settings = {name: {**each, "requires": [*changes.get("requires", ())]} for name, each in STUDY["settings"].items()}
     write(**{"settings": settings, **changes}, compare=[])
     for words in ([], ["--dry_run"]):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datamodules.sources.base import build_once
 from zoo import progress as module
 from zoo.errors import InputError
 from zoo.files.atomic_io import JSONLines, json_lines, new_folder, parse_json, read_records, try_lock, write_whole
@@ -71,6 +75,47 @@ def test_no_line_is_written_through_a_link_and_none_of_a_users_is_cut(tmp_path: 
     file.append(RECORDS[:1])
     file.close()
     assert profile.read_text() == "export A=1\nalias b=c\n" + json_lines(RECORDS[:1])
+
+
+@pytest.mark.parametrize("is_inherited", [False, True])
+def test_only_an_inherited_lock_is_held_by_children_after_a_kill(is_inherited: bool, tmp_path: Path) -> None:
+    """A training is resumed at once, but rooms are prepared anew only when the workers no longer write them."""
+    path = tmp_path / "here.lock"
+    child = f"""
+import os, time
+from pathlib import Path
+from zoo.files.atomic_io import try_lock
+lock = try_lock(Path({str(path)!r}), {is_inherited})
+if os.fork():
+    time.sleep(60)
+print("ready", os.getpid(), flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True)
+    worker = int(process.stdout.readline().split()[1])
+    try:
+        assert try_lock(path, is_inherited) is None
+        process.kill()
+        process.wait()
+        lock = try_lock(path, is_inherited)
+        assert (lock is None) == is_inherited
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        process.stdout.close()
+
+
+def test_without_locks_on_a_file_system_data_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    build_once(tmp_path / "rooms", "waiting", lambda folder: (folder / "a").touch())
+    assert (tmp_path / "rooms/a").exists()
+    (tmp_path / "mine").write_text("text")
+    (tmp_path / ".others.lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(InputError, match="is a link"):
+        build_once(tmp_path / "others", "waiting", lambda folder: None)
+    assert (tmp_path / "mine").read_text() == "text"
 
 
 # opens the file for each row, as a study does, and prints the rows that are on disk

@@ -41,11 +41,11 @@ COMMON_HEAD = HeadLayout.in_row(128, (16, 24, 24))
 class Compose(CameraEncoding):
     """Several encodings applied in sequence, each with its own reference view and scale.
 
-    A composition has the symmetries that all of its encodings have, with one exception. World invariance is lost if two
-    of them act on the same channels: relative poses cancel for the last one, but not for one around it that uses
-    cameras (`ValueRoPE` does not). Whether channels overlap is decided for the decoder's heads. Before binding to a
-    decoder, heads of 128 channels with sections of 16, 24 and 24 frequencies are assumed. All encodings are treated as
-    acting in every head and layer of their kind.
+    A composition has the symmetries that all of its encodings have, with one exception. World invariance is lost if an
+    encoding that uses cameras (`ValueRoPE` does not) acts on channels of a later one. The later one's poses still
+    cancel to relative poses, those of the earlier one do not. Whether channels overlap is decided for the decoder's
+    heads. Before binding to a decoder, heads of 128 channels with sections of 16, 24 and 24 frequencies are assumed.
+    All encodings are treated as acting in every head and layer of their kind.
 
     Args:
         encodings: Encodings in the order in which they transform q, k and v. Outputs are transformed in reverse order.

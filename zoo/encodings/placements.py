@@ -265,10 +265,11 @@ class HighFrequencies(Frequencies):
 
 
 class FrequencyRange(ChannelPlacement):
-    """A range of all RoPE frequencies, from high to low, as RoPE pairs (c, c + F), before RoPE: P x I_2 on four pairs.
+    """A range of all RoPE frequencies, counted from the highest. Matrices act before RoPE, as P x I_2 on four pairs.
 
-    The range does not depend on mRoPE's sections. In Qwen2.5-VL, whose sections are in a row, 0 to 0.25 is the T
-    section. In Qwen3-VL and Qwen3.5, which interleave them, each range has pairs of all axes.
+    A frequency is the RoPE pair of channels (c, c + F). The range does not depend on mRoPE's sections. In Qwen2.5-VL,
+    whose sections are in a row, 0 to 0.25 is the T section. In Qwen3-VL and Qwen3.5, which interleave them, each range
+    has pairs of all axes.
 
     Matrices on the highest frequencies disturb a pretrained decoder far less than on the lowest. The invariance to a
     shift of all positions is exact. The invariance to a change of world holds only approximately, as for `Frequencies`.

@@ -64,11 +64,17 @@ def read_json(path: Path, remedy: str = "write or download it again") -> Any:
 # ---- Locks, which the system releases when the process ends ---------------------------------------------------------
 
 
-def try_lock(path: Path) -> BinaryIO | None:
+def try_lock(path: Path, is_inherited: bool = False) -> BinaryIO | None:
     """Lock a file. The file and its folder are created if absent.
 
-    Forked processes do not share the lock, so data workers that outlive their run by seconds do not hold it. On a file
-    system without locks every process gets the lock.
+    On a file system without locks every process gets the lock. filelock would raise an error there, or leave a marker
+    after a crash. It also has no lock that child processes keep.
+
+    Args:
+        path: The file.
+        is_inherited: Child processes that have the file open keep the lock after this process is killed, since they
+            still write what it protects. By default they do not, so that data workers that outlive their run by seconds
+            do not block the next one.
 
     Returns:
         The file, locked until it is closed, or None if another process has the lock.
@@ -82,7 +88,7 @@ def try_lock(path: Path) -> BinaryIO | None:
     except OSError as error:
         raise write_error(path.parent, error) from error
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (fcntl.flock if is_inherited else fcntl.lockf)(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in TAKEN:
             file.close()

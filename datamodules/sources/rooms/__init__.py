@@ -7,7 +7,7 @@ questions.py     VSI-Bench's questions and answers
 source.py        base class of rendered datasets; `Rooms`
 real_rooms.py    `RealRooms`: rooms with real sizes and furniture
 panel_layout.py  panels, empty rooms, and cameras at their stations
-panel_tasks.py   empty rooms with panels: questions that need images, cameras, or both
+panel_tasks/     empty rooms with panels: questions that need images, cameras, or both
 panel_oracles.py what rules without the pixel, the cameras or the order know
 panel_source.py  `PanelRooms`
 """

@@ -1,4 +1,4 @@
-"""Panels, empty rooms and cameras at their stations, from which the tasks of `panel_tasks.py` are drawn."""
+"""Panels, empty rooms and cameras at their stations, from which the tasks of `panel_tasks` are drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`PanelRooms`, the dataset of rooms with panels, for any task of `panel_tasks.py`."""
+"""`PanelRooms`, the dataset of rooms with panels, for any task of `panel_tasks`."""
 
 from __future__ import annotations
 

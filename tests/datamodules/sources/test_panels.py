@@ -35,7 +35,7 @@ from datamodules import (
     VideoQADataModule,
 )
 from datamodules.cameras_file import read_cameras
-from datamodules.sources.rooms import Rendering, load_scene, panel_tasks, read_scene, render
+from datamodules.sources.rooms import Rendering, load_scene, read_scene, render
 from datamodules.sources.rooms.layout import look
 from datamodules.sources.rooms.panel_layout import HALL_M
 from datamodules.sources.rooms.panel_tasks import PanelScene
@@ -421,6 +421,6 @@ def test_settings_and_rooms_that_make_no_sense(monkeypatch: pytest.MonkeyPatch) 
     for reason, settings in wrong.items():
         with pytest.raises(InputError, match=reason):
             PanelRooms(**settings)
-    monkeypatch.setattr(panel_tasks, "MAX_ATTEMPTS", 20)
+    monkeypatch.setattr(PanelTask, "max_attempts", 20)
     with pytest.raises(InputError, match="PanelDistance: 20 rooms in a row .* than 16, or a wider"):
         draw(PanelDistance(), 0, fov=(20.0, 21.0))
