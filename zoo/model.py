@@ -36,7 +36,6 @@ from zoo.objectives.base import (
     AverageRule,
     Decoded,
     append_view_token,
-    decode,
     end_token,
     objectives_by_name,
     resolve_extra_tokens,
@@ -282,7 +281,7 @@ class SpatialVLM(Configurable, nn.Module):
         # 1. Encode each scene once.
         scenes = self.encode_scenes(batch, teacher_targets)
         # 2. Decode the sequences.
-        decoded = self.decode(scenes, batch.sequences)
+        decoded = self.hidden_states(scenes, batch.sequences)
         # 3. Compute the losses.
         losses = weighted_losses(self.active_objectives, decoded)
         return {**losses, "loss": losses["loss"] + self.zero_of_unused()}
@@ -400,11 +399,26 @@ class SpatialVLM(Configurable, nn.Module):
             mask = self.backbone.training_mask(sequences)
         return {**inputs, "inputs_embeds": embeddings, "position_ids": position_ids, "attention_mask": mask}
 
-    def decode(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> Decoded:
-        """Run the decoder on sequences about encoded scenes, and keep the hidden states that objectives read."""
+    def hidden_states(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> Decoded:
+        """Run the decoder on sequences about encoded scenes, and keep the hidden states that objectives read.
+
+        Sequences that share a row of the decoder are taken apart again.
+        """
+        inputs, packing = self.decoder_inputs(scenes, sequences), sequences.packing
         layers = dict.fromkeys(layer for each in self.active_objectives for layer in each.layers)
-        inputs = self.decoder_inputs(scenes, sequences)
-        return decode(self.backbone, list(layers), inputs, scenes, sequences, AVERAGES[self.average])
+        with self.backbone.layer_outputs(layers) as kept:
+            hidden = self.backbone.decode(inputs).last_hidden_state
+        if packing is not None:
+            hidden, kept = packing.unpack(hidden), {number: packing.unpack(output) for number, output in kept.items()}
+        return Decoded(
+            scenes,
+            sequences,
+            hidden,
+            kept,
+            self.backbone.lm_head,
+            AVERAGES[self.average],
+            inputs.get("camera_encoding"),
+        )
 
     # ---- parameters -----------------------------------------------------------------------------------------------
 

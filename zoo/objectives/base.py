@@ -12,16 +12,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.backbones.base import Backbone, VisualTokens
+from zoo.backbones.base import VisualTokens
 from zoo.configuration import Configurable
 from zoo.encodings.base import CameraModule, EncodedCameras
 from zoo.errors import InputError
@@ -227,33 +226,6 @@ class Decoded:
         """Return the sequences that show a scene and are learned from."""
         rows = zip(self.sequences.scene_index, self.sequences.num_answers, strict=True)
         return [row for row, (shown, count) in enumerate(rows) if count and shown[0] == scene]
-
-
-def decode(
-    backbone: Backbone,
-    layers: Sequence[int],
-    inputs: Mapping[str, Any],
-    scenes: Sequence[EncodedScene],
-    sequences: Sequences,
-    average: Average = AVERAGES["questions"],
-) -> Decoded:
-    """Run the decoder and keep the outputs of some layers, unpacked to rows where scenes share sequences.
-
-    The forward hooks lie outside of gradient checkpointing, which wraps the forward of a layer.
-    """
-    kept: dict[int, Tensor] = {}
-    with ExitStack() as stack:
-        for number in layers:
-
-            def keep(_: Any, __: Any, output: Tensor, number: int = number) -> None:
-                kept[number] = output
-
-            handle = backbone.decoder.layers[number].register_forward_hook(keep)
-            stack.callback(handle.remove)
-        hidden = backbone.decode(inputs).last_hidden_state
-    if (packing := sequences.packing) is not None:
-        hidden, kept = packing.unpack(hidden), {number: packing.unpack(output) for number, output in kept.items()}
-    return Decoded(scenes, sequences, hidden, kept, backbone.lm_head, average, inputs.get("camera_encoding"))
 
 
 # ---- Base class of objectives ---------------------------------------------------------------------------------------

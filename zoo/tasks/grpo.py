@@ -180,7 +180,7 @@ def answer_log_probs(
     Returns:
         Log-probabilities, padded with 0, and the decoder's outputs for the other objectives.
     """
-    decoded = model.decode(model.encode_scenes(batch, teacher_targets), sequences)
+    decoded = model.hidden_states(model.encode_scenes(batch, teacher_targets), sequences)
     hidden = decoded.last_hidden_state.flatten(0, 1)[sequences.answer_places]
     flat = _log_probs(decoded.lm_head, hidden, sequences.answer_ids, temperature)
     return pad_sequence(list(flat.split(list(lengths))), batch_first=True), decoded

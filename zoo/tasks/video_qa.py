@@ -195,7 +195,7 @@ def _decode_scenes(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScen
     for number in sorted(prefixes):
         known = {name for name in ("cameras", "depth") if getattr(scenes[number], f"target_{name}") is not None}
         if any(not each.targets or known.intersection(each.targets) for each in measuring):
-            yield number, model.decode(scenes, prefixes[number])
+            yield number, model.hidden_states(scenes, prefixes[number])
 
 
 # ---- Training and evaluation on videos with questions ---------------------------------------------------------------
