@@ -29,7 +29,7 @@ from zoo.generation import Reply, answer_batch, answer_prompts, check_penalty, e
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import CachedGeometry, GeometryCache, GeometryReader, build_first_available
 from zoo.media import Media, batch_of_media, prompts_of_media
-from zoo.model_spec import CameraPlan, CameraSource, ModelSpec, check_geometry, choose_time_index
+from zoo.model_spec import CameraPlan, CameraSource, ModelSpec, asks_encoder, check_geometry, choose_time_index
 from zoo.objectives import Objective
 from zoo.objectives.base import (
     AVERAGES,
@@ -168,9 +168,8 @@ class SpatialVLM(Configurable, nn.Module):
         self.backbone.install_encoding(camera_encoding)
         # 2. Geometry encoder, if some part reads its output.
         uses_cameras = view_mixer is not None or camera_encoding is not None or self.time_index.requires_cameras
-        learned = dict.fromkeys(target for each in named.values() if each.weight for target in each.targets)
-        plan = CameraPlan(camera_source, uses_cameras, tuple(learned))
-        asks = fusion is not None or plan.asks_encoder
+        targets = tuple(dict.fromkeys(target for each in named.values() if each.weight for target in each.targets))
+        asks = fusion is not None or asks_encoder(camera_source, targets, uses_cameras=uses_cameras)
         self.geometry = self._build_geometry(geometry, geometry_cache, defer_weights) if asks else None
         uses_any = uses_cameras or bool(plan.targets)
         check_geometry(self.geometry, camera_source, uses_cameras=uses_any, uses_tokens=fusion is not None)
@@ -186,9 +185,9 @@ class SpatialVLM(Configurable, nn.Module):
         self.view_mixer: ViewMixer | None = None if view_mixer is None else self._like_backbone(view_mixer(flat_width))
         # 4. Cameras and depth that the parts need.
         parts = (camera_encoding, self.view_mixer)
-        self.camera_plan = CameraPlan.of(camera_source, plan.targets, parts, self.time_index, self.geometry)
+        self.camera_plan = CameraPlan.of(camera_source, targets, parts, self.time_index, self.geometry)
         self._enable_heads()
-        beneath = self.camera_plan.uses_points or "depth" in plan.targets
+        beneath = self.camera_plan.uses_points or "depth" in targets
         if beneath and self.fusion is not None and (beyond := self.fusion.compress_beyond) is not None:
             raise InputError(
                 f"--model.fusion.compress_beyond {beyond}: an encoding or an objective reads the depth under each "

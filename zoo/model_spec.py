@@ -169,6 +169,17 @@ PSEUDO_LABELS: dict[CameraSource, tuple[Target, ...]] = {  # targets that the ge
 }
 
 
+def possible_labels(source: CameraSource, targets: Sequence[Target]) -> tuple[Target, ...]:
+    """Return the targets of objectives that a geometry encoder may provide in training."""
+    return tuple(target for target in targets if target in PSEUDO_LABELS[source])
+
+
+def asks_encoder(source: CameraSource, targets: Sequence[Target], *, uses_cameras: bool) -> bool:
+    """Return whether a geometry encoder is needed for cameras or depth."""
+    wanted = uses_cameras or bool(possible_labels(source, targets))
+    return source == "predicted" or (source == "auto" and wanted)
+
+
 @dataclass(frozen=True)
 class CameraPlan:
     """Which cameras and depth the parts of a model read, and whether the geometry encoder predicts them.
@@ -222,9 +233,8 @@ class CameraPlan:
 
     @property
     def asks_encoder(self) -> bool:
-        """Whether a geometry encoder is needed for cameras or depth."""
-        wanted = self.uses_cameras or bool(self._possible_labels)
-        return self.source == "predicted" or (self.source == "auto" and wanted)
+        """See `asks_encoder`."""
+        return asks_encoder(self.source, self.targets, uses_cameras=self.uses_cameras)
 
     @property
     def predicts_cameras(self) -> bool:
@@ -238,16 +248,13 @@ class CameraPlan:
     @property
     def pseudo_labels(self) -> tuple[Target, ...]:
         """The targets that the encoder predicts in training."""
-        return self._possible_labels if self.asks_encoder and self.encoder_predicts else ()
+        asks = self.asks_encoder and self.encoder_predicts
+        return possible_labels(self.source, self.targets) if asks else ()
 
     @property
     def predicts_depth(self) -> bool:
         """Whether the encoder must predict depth, in the unit of its cameras."""
         return self.source == "predicted" and (self.uses_depth or "depth" in self.targets)
-
-    @property
-    def _possible_labels(self) -> tuple[Target, ...]:
-        return tuple(target for target in self.targets if target in PSEUDO_LABELS[self.source])
 
     def needs_prediction(self, scene: LoadedScene, *, training: bool) -> bool:
         """Return whether a scene gets the geometry encoder's cameras."""
