@@ -48,6 +48,7 @@ from zoo.scene_encoding import (
     encode_vision,
     fuse_scenes,
     interactions_of,
+    override_tokens,
     sequence_cameras,
 )
 from zoo.sequence_builder import SequenceBuilder
@@ -171,7 +172,7 @@ class SpatialVLM(Configurable, nn.Module):
         targets = tuple(dict.fromkeys(target for each in named.values() if each.weight for target in each.targets))
         asks = fusion is not None or asks_encoder(camera_source, targets, uses_cameras=uses_cameras)
         self.geometry = self._build_geometry(geometry, geometry_cache, defer_weights) if asks else None
-        uses_any = uses_cameras or bool(plan.targets)
+        uses_any = uses_cameras or bool(targets)
         check_geometry(self.geometry, camera_source, uses_cameras=uses_any, uses_tokens=fusion is not None)
         # 3. Fusion and view mixer, in the backbone's dtype.
         width, num_layers = self.backbone.hidden_size, self.backbone.decoder_layout.num_layers
@@ -313,15 +314,16 @@ class SpatialVLM(Configurable, nn.Module):
         encoded = encode_vision(self.backbone, batch)
         # 2. Geometry: 3D tokens, and predicted cameras for the scenes that need them.
         needs = [self.camera_plan.needs_prediction(scene, training=self.training) for scene in batch.scenes]
-        geometry = encode_geometry(
+        encode = partial(
+            encode_geometry,
             self.geometry,
-            batch.scenes,
-            self.backbone.patch_size,
-            tokens=self.uses_geometry_tokens,
-            cameras=any(needs),
+            patch_size=self.backbone.patch_size,
             stills_once=self.stills_once,
             whole_frames=self.fusion is not None and self.fusion.whole_frames,
         )
+        geometry = encode(batch.scenes, tokens=self.uses_geometry_tokens, cameras=any(needs))
+        if self.uses_geometry_tokens:  # a perturbed test may exchange them
+            geometry = override_tokens(geometry, batch.scenes, partial(encode, tokens=True, cameras=False))
         # 3. Cameras per temporal patch, and the targets of objectives.
         taught = teacher_targets or [None] * len(encoded)
         encoded = [

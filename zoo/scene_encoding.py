@@ -7,7 +7,7 @@ a GPU.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -224,7 +224,7 @@ def encode_geometry(
     dataset = [scene.geometry for scene in scenes]
     if encoder is None or not (tokens or cameras):
         return dataset
-    # 1. Use geometry that data workers read from a cache, and compute the rest.
+    # Use geometry that data workers read from a cache, and compute the rest.
     found = {i: scene.cached_geometry for i, scene in enumerate(scenes) if scene.cached_geometry is not None}
     shown = [shown_frames(scene.kind, stills_once) for scene in scenes]
     windows = {i: scene.vision_window for i, scene in enumerate(scenes)}
@@ -247,22 +247,6 @@ def encode_geometry(
     for i, frames_of in enumerate(shown):
         if frames_of != EVERY_FRAME:
             found[i] = found[i].repeated(TEMPORAL_PATCH_SIZE)
-    # 2. In a perturbed test, use the tokens of other scenes.
-    for i, other in enumerate(scene.geometry_override for scene in scenes):
-        if other == "nothing" and tokens:
-            found[i] = found[i].with_tokens_of(found[i], scale=0.0)
-        elif isinstance(other, LoadedScene) and tokens:
-            (source,) = encode_geometry(
-                encoder,
-                [other],
-                patch_size,
-                tokens=True,
-                cameras=False,
-                stills_once=stills_once,
-                whole_frames=whole_frames,
-            )
-            assert source is not None
-            found[i] = found[i].with_tokens_of(source)
     return [found[i] for i in range(len(scenes))]
 
 
@@ -274,6 +258,27 @@ def _check_geometry(encoder: GeometryEncoder, geometry: SceneGeometry, frames: i
     for name, what, sides in (("world_to_camera", "poses (S, 4, 4)", (4, 4)), ("K_normalized", "K (S, 3, 3)", (3, 3))):
         if (value := getattr(geometry, name)) is not None:
             check_shape(part, what, value, frames, *sides)
+
+
+def override_tokens(
+    geometry: Sequence[SceneGeometry | None],
+    scenes: Sequence[LoadedScene],
+    encode: Callable[[Sequence[LoadedScene]], Sequence[SceneGeometry | None]],
+) -> list[SceneGeometry | None]:
+    """Replace the 3D tokens of scenes in a perturbed test, see `LoadedScene.geometry_override`.
+
+    Args:
+        geometry: Geometry of each scene. Scenes whose tokens are replaced have some.
+        scenes: Scenes of the batch.
+        encode: Returns the geometry of other scenes, with tokens.
+    """
+    found = list(geometry)
+    for i, scene in enumerate(scenes):
+        own, other = geometry[i], scene.geometry_override
+        if own is not None and other is not None:
+            source = encode([other])[0] if isinstance(other, LoadedScene) else None
+            found[i] = own.with_tokens_of(own, scale=0.0) if source is None else own.with_tokens_of(source)
+    return found
 
 
 # ---- 3. Cameras and targets -----------------------------------------------------------------------------------------
