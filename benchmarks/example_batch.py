@@ -57,7 +57,7 @@ def example_questions(
                 math.prod(grid), 3 * TEMPORAL_PATCH_SIZE * backbone.patch_size**2, dtype=torch.uint8
             ),
             grid_thw=grid,
-            token_side=needs.token_side(grid),
+            token_side=needs.frames.token_side(grid),
             kind=sizes.kind,
             frames=torch.zeros(views, 3, sizes.height, sizes.width, dtype=torch.uint8)
             if needs.requires_frames

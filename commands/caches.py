@@ -142,7 +142,7 @@ def cache_frames(arguments: list[str]) -> None:
     refuse_random_frames(data, built.split)
     if data.still_resize is not None and data.frames_as != "video":
         raise InputError("no frame cache keeps still images of --data.still_resize: leave cache-frames out")
-    frames = ModelSpec(token_px=needs.token_px, image_pixels=needs.image_pixels)
+    frames = ModelSpec(frames=needs.frames)
     scenes, mine = _open_scenes("cache-frames", built, frames)
     loader = DataLoader(Subset(KeptFrames(scenes), mine), batch_size=None, num_workers=built.workers)
     counts = SceneCounts()
@@ -190,7 +190,7 @@ def cache_geometry(arguments: list[str]) -> None:
     if settings.data.still_resize is not None and any(output.encoder.is_resampled for output in outputs):
         raise InputError(STILLS_OF_ANOTHER_GRID)
     needs = settings.model.model_spec()
-    shown = ModelSpec(own_frames=needs.own_frames, token_px=needs.token_px, image_pixels=needs.image_pixels)
+    shown = ModelSpec(frames=needs.frames)
     scenes, mine = _open_scenes("cache-geometry", settings, shown)
     loader = DataLoader(Subset(scenes, mine), batch_size=None, num_workers=settings.workers)
     device = settings.device or (f"cuda:{process.local_rank()}" if torch.cuda.is_available() else "cpu")
@@ -299,7 +299,7 @@ def _output_of_model(task: VideoQATask) -> CachedOutput | None:
     encoder: Any = model.geometry
 
     def compute(scene: LoadedScene) -> None:
-        encode_geometry(encoder, [scene], model.backbone.patch_size, **wanted, stills_once=model.stills_once)
+        encode_geometry(encoder, [scene], model.frame_rules, **wanted)
 
     description = " and ".join(name for name, is_wanted in wanted.items() if is_wanted)
     return CachedOutput(description, {"--model.geometry_cache": encoder.cache}, encoder, compute)

@@ -115,7 +115,7 @@ class Collate(ABC):
             geometry_frames=None,
             pixel_values=pixel_values,
             grid_thw=(steps, height, width),
-            token_side=spec.token_side((steps, height, width)),
+            token_side=spec.frames.token_side((steps, height, width)),
             frame_times=None,
             seconds_per_grid=None if spec.seconds == "nominal" else loaded.seconds_per_grid,
             cached_geometry=cached,

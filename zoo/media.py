@@ -90,7 +90,7 @@ def _laid_out(
     """Return the ids and the boolean mask of sequences on the CPU, and their layout."""
     ids, mask = input_ids.cpu(), attention_mask.bool().cpu()
     spec, videos, images = builder.spec, media.get("video_grid_thw"), media.get("image_grid_thw")
-    if spec.compress_beyond is not None:
+    if spec.frames.compress_beyond is not None:
         if videos is not None:
             videos = _prompt_grids(spec, videos, videos[:, 0].tolist())
         if images is not None:
@@ -116,7 +116,7 @@ def _prompt_grids(spec: ModelSpec, grids: Int[Tensor, "media 3"], steps: Sequenc
     if len(steps) != len(grids):
         return grids
     own = [(t, h, w) for t, h, w in grids.tolist()]
-    sides = [spec.token_side((count, *grid[1:])) for count, grid in zip(steps, own, strict=True)]
+    sides = [spec.frames.token_side((count, *grid[1:])) for count, grid in zip(steps, own, strict=True)]
     return torch.tensor([prompt_grid(grid, side) for grid, side in zip(own, sides, strict=True)]).view(-1, 3)
 
 
@@ -176,7 +176,7 @@ def scenes_of_media(spec: ModelSpec, layout: SequenceLayout, media: Media) -> tu
         scene = LoadedScene(
             pixel_values=values[0] if len(values) == 1 else torch.cat(values),
             grid_thw=grid_thw,
-            token_side=spec.token_side(grid_thw),
+            token_side=spec.frames.token_side(grid_thw),
             kind=kind,
             frames=None if frames is None else _two_per_patch(frames, number, shown, layout.media),
             frame_indices=None if indices is None or kind == "image" else indices[which],

@@ -54,7 +54,7 @@ from zoo.scene_encoding import (
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.layout import ExtraTokens
-from zoo.sequences.loaded_scene import TeacherTargets
+from zoo.sequences.loaded_scene import FrameRules, TeacherTargets
 from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.time_index import TimeIndex
 from zoo.weights.load import builds_shapes_only, leave_unread, read_weights, whole
@@ -314,13 +314,7 @@ class SpatialVLM(Configurable, nn.Module):
         encoded = encode_vision(self.backbone, batch)
         # 2. Geometry: 3D tokens, and predicted cameras for the scenes that need them.
         needs = [self.camera_plan.needs_prediction(scene, training=self.training) for scene in batch.scenes]
-        encode = partial(
-            encode_geometry,
-            self.geometry,
-            patch_size=self.backbone.patch_size,
-            stills_once=self.stills_once,
-            whole_frames=self.fusion is not None and self.fusion.whole_frames,
-        )
+        encode = partial(encode_geometry, self.geometry, rules=self.frame_rules)
         geometry = encode(batch.scenes, tokens=self.uses_geometry_tokens, cameras=any(needs))
         if self.uses_geometry_tokens:  # a perturbed test may exchange them
             geometry = override_tokens(geometry, batch.scenes, partial(encode, tokens=True, cameras=False))
@@ -485,7 +479,7 @@ class SpatialVLM(Configurable, nn.Module):
         # 1. Uses of the geometry encoder: tokens or cameras for the decoder, pseudo-labels for objectives.
         fused = geometry if self.uses_geometry_tokens else None
         encoder = geometry if plan.predicts_cameras else fused
-        shown = geometry if plan.pseudo_labels else encoder  # needs the frames, at least in training
+        shown = self._encoder_of_frames
         # 2. Whether the model reads lengths in an arbitrary unit.
         learns_lengths = any(each.uses_lengths and labels.intersection(each.targets) for each in self.active_objectives)
         lengths = (plan.predicts_cameras and plan.uses_lengths) or learns_lengths
@@ -505,15 +499,13 @@ class SpatialVLM(Configurable, nn.Module):
                 tokens=self.uses_geometry_tokens,
                 predicted_cameras=plan.predicts_cameras or (bool(plan.pseudo_labels) and training),
                 only_predicted=plan.source == "predicted",
-                stills_once=self.stills_once,
+                rules=self.frame_rules,
                 is_resampled=geometry.is_resampled,
             )
         return ModelSpec(
             preprocessor=getattr(backbone, "preprocessor", None),  # a model built from tensors has no tokenizer
-            token_px=backbone.patch_size * backbone.spatial_merge_size,
-            image_pixels=backbone.image_pixels,
+            frames=self.frame_rules,
             requires_frames=bool(shown and shown.requires_frames),
-            own_frames=bool(shown and not shown.meta_encoder.takes_vision_patches),
             requires_frame_times=backbone.span_per_step,
             seconds=self.time_index.seconds,
             vision=backbone.vision_rules,
@@ -532,7 +524,6 @@ class SpatialVLM(Configurable, nn.Module):
             has_posed_labels=plan.source == "predicted" and bool(labels) and "world_to_camera" in told,
             placeholders=backbone.placeholders,
             extra_tokens=self.training_tokens if training else self.extra_tokens,
-            compress_beyond=None if self.fusion is None else self.fusion.compress_beyond,
             time_index=self.time_index,
             tokens_per_second=backbone.tokens_per_second,
             text_after_vision=self.text_after_vision,
@@ -553,9 +544,24 @@ class SpatialVLM(Configurable, nn.Module):
         return self.fusion is not None and self.fusion.uses_geometry
 
     @property
-    def stills_once(self) -> bool:
-        """Whether the geometry encoder sees an image once instead of as two equal frames."""
-        return self.fusion is not None and self.fusion.frames_per_token == 1
+    def frame_rules(self) -> FrameRules:
+        """How the model reads the frames of a scene."""
+        fusion, shown = self.fusion, self._encoder_of_frames
+        return FrameRules(
+            patch_size=self.backbone.patch_size,
+            image_pixels=self.backbone.image_pixels,
+            compress_beyond=None if fusion is None else fusion.compress_beyond,
+            stills_once=fusion is not None and fusion.frames_per_token == 1,
+            whole_frames=fusion is not None and fusion.whole_frames,
+            own_frames=bool(shown and not shown.meta_encoder.takes_vision_patches),
+        )
+
+    @property
+    def _encoder_of_frames(self) -> GeometryEncoder | None:
+        """The geometry encoder if it needs the frames, at least in training."""
+        plan = self.camera_plan
+        needs = self.uses_geometry_tokens or plan.predicts_cameras or plan.pseudo_labels
+        return self.geometry if needs else None
 
     def is_unreachable(self, name: str) -> bool:
         """Return whether no loss has a gradient for this parameter, because its branch or head is unused."""

@@ -13,8 +13,8 @@ from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import GeometryReader
-from zoo.sequences.layout import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, ExtraTokens, Placeholders
-from zoo.sequences.loaded_scene import Grid, LoadedScene, VisionRules
+from zoo.sequences.layout import ExtraTokens, Placeholders
+from zoo.sequences.loaded_scene import FrameRules, LoadedScene, VisionRules
 from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.time_index import BackboneIndex, ConstantIndex, Seconds, TimeIndex, TimestampIndex
 
@@ -31,10 +31,8 @@ class ModelSpec:
 
     Attributes:
         preprocessor: Turns frames and chats into patches and tokens. None for a model without questions.
-        token_px: Side of a visual token in pixels. The sides of resized frames are multiples of it.
-        image_pixels: Minimum and maximum number of pixels of an image, from the model's own processor.
+        frames: How the frames of a scene are read.
         requires_frames: A geometry encoder reads RGB frames in the size that the backbone sees.
-        own_frames: The geometry encoder may see other frames than the backbone, in patches of its own size.
         requires_frame_times: The prompt states the time of each video frame. A video without times is an error.
         seconds: Which seconds per temporal patch a time index uses, see `TimestampIndex`.
         vision: The vision encoder's inputs that depend on sizes alone.
@@ -54,7 +52,6 @@ class ModelSpec:
         has_posed_labels: Pseudo-labels depend on the dataset's poses, as the model is told them.
         placeholders: Token ids that mark visual tokens.
         extra_tokens: The tokens appended to the 2D tokens of each view.
-        compress_beyond: See `Fusion`.
         time_index: The time component of the position ids.
         tokens_per_second: Positions per second.
         text_after_vision: The position of the text after a video, see `SpatialVLM`.
@@ -69,10 +66,8 @@ class ModelSpec:
 
     # frames
     preprocessor: Preprocessor | None = None
-    token_px: int = 28
-    image_pixels: tuple[int, int] = IMAGE_PIXELS
+    frames: FrameRules = FrameRules()
     requires_frames: bool = False
-    own_frames: bool = False
     requires_frame_times: bool = False
     seconds: Seconds = "nominal"
     vision: VisionRules | None = None
@@ -92,7 +87,6 @@ class ModelSpec:
     # sequences
     placeholders: Placeholders = Placeholders(-1, -1, -1)
     extra_tokens: ExtraTokens = ExtraTokens.NONE
-    compress_beyond: int | None = None
     time_index: TimeIndex = TimestampIndex()
     tokens_per_second: int | float = 2
     text_after_vision: TextAfterVision = "max_thw"
@@ -104,22 +98,6 @@ class ModelSpec:
     question_types: tuple[str, ...] = ()
     typed_questions: bool = False
     least_batch_size: int = 1
-
-    def token_side(self, grid_thw: Grid) -> int:
-        """Return the patches per side in a visual token of a scene: twice as many where tokens are compressed.
-
-        Raises:
-            InputError: The views are too small to be compressed.
-        """
-        steps, *sides = grid_thw
-        if self.compress_beyond is None or steps <= self.compress_beyond:
-            return SPATIAL_MERGE_SIZE
-        if min(sides) < (side := 2 * SPATIAL_MERGE_SIZE):
-            raise InputError(
-                f"--model.fusion.compress_beyond {self.compress_beyond}: views of {sides[0]} x {sides[1]} patches are "
-                f"too small, {side} x {side} make a token: show larger frames or fewer views, or set it to null"
-            )
-        return side
 
     def check_cameras(self, scene: LoadedScene) -> None:
         """Raise an InputError if a prepared scene lacks the cameras that the model requires."""

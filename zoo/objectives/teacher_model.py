@@ -29,7 +29,7 @@ from zoo.objectives.teacher import TeacherObjective
 from zoo.precision import full_precision
 from zoo.scene_encoding import geometry_inputs, seen_by_vision, window_of_vision
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import LoadedScene, TeacherTarget, TeacherTargets
+from zoo.sequences.loaded_scene import FrameRules, LoadedScene, TeacherTarget, TeacherTargets
 
 
 class Teacher(Configurable):
@@ -184,7 +184,7 @@ class Teacher(Configurable):
         frames, given, windows = [], [], []
         for scene in scenes:
             told_truly = replace(scene, geometry=scene.target_geometry)
-            view = geometry_inputs(encoder, told_truly, every_patch, patch_size)
+            view = geometry_inputs(encoder, told_truly, every_patch, FrameRules(patch_size))
             assert view.frames is not None
             covered = window_of_vision(view.frames, scene.grid_thw[1:], encoder.patch_size)
             if self.wanted["tokens"] and scene.vision_window not in (None, covered):

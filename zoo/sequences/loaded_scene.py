@@ -11,10 +11,12 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.cameras.scene_geometry import PatchCameras, SceneGeometry, Window
-from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, MediaKind
+from zoo.errors import InputError
+from zoo.sequences.layout import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, MediaKind
 from zoo.values import Movable
 
 Grid = tuple[int, int, int]  # (t, h, w) in patches before spatial merging
+EVERY_FRAME = slice(None)
 
 
 class Segments(Movable):
@@ -64,6 +66,52 @@ class VisionRules(ABC):
     @abstractmethod
     def inputs(self, grids: Sequence[Grid]) -> VisionInputs:
         """Return the encoder's inputs besides the patches, on the CPU."""
+
+
+@dataclass(frozen=True)
+class FrameRules:
+    """How a model reads the frames of a scene: its backbone, its fusion and its geometry encoder decide together.
+
+    Attributes:
+        patch_size: Side of a patch of the vision encoder in pixels.
+        image_pixels: Minimum and maximum number of pixels of an image, from the model's own processor.
+        compress_beyond: See `Fusion`.
+        stills_once: The geometry encoder sees an image once instead of as two equal frames.
+        whole_frames: See `Fusion`.
+        own_frames: The geometry encoder may see other frames than the backbone, in patches of its own size.
+    """
+
+    patch_size: int = 14
+    image_pixels: tuple[int, int] = IMAGE_PIXELS
+    compress_beyond: int | None = None
+    stills_once: bool = False
+    whole_frames: bool = False
+    own_frames: bool = False
+
+    @property
+    def token_px(self) -> int:
+        """Side of a visual token in pixels. The sides of resized frames are multiples of it."""
+        return self.patch_size * SPATIAL_MERGE_SIZE
+
+    def token_side(self, grid_thw: Grid) -> int:
+        """Return the patches per side in a visual token of a scene: twice as many where tokens are compressed.
+
+        Raises:
+            InputError: The views are too small to be compressed.
+        """
+        steps, *sides = grid_thw
+        if self.compress_beyond is None or steps <= self.compress_beyond:
+            return SPATIAL_MERGE_SIZE
+        if min(sides) < (side := 2 * SPATIAL_MERGE_SIZE):
+            raise InputError(
+                f"--model.fusion.compress_beyond {self.compress_beyond}: views of {sides[0]} x {sides[1]} patches are "
+                f"too small, {side} x {side} make a token: show larger frames or fewer views, or set it to null"
+            )
+        return side
+
+    def seen_by_geometry(self, kind: MediaKind) -> slice:
+        """Return the frames of a scene that the geometry encoder sees."""
+        return slice(None, None, TEMPORAL_PATCH_SIZE) if self.stills_once and kind == "image" else EVERY_FRAME
 
 
 # ---- A frozen teacher's outputs for the views of a scene, for objectives that learn from them -----------------------
@@ -146,7 +194,7 @@ class LoadedScene(Movable):
         pixel_values: After preparation, the patches cut by the backbone's processor, ordered by temporal patch. Bytes
             or normalized.
         grid_thw: After preparation, (t, h, w) in patches before spatial merging. An image is one temporal patch.
-        token_side: After preparation, patches per side in a visual token, see `ModelSpec.token_side`.
+        token_side: After preparation, patches per side in a visual token, see `FrameRules.token_side`.
         kind: "video" or "image".
         is_one_medium: The images are frames of a video and are shown together where the prompt has the video.
         labels: Text around these frames.
