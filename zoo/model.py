@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -394,13 +394,16 @@ class SpatialVLM(Configurable, nn.Module):
             mask = self.backbone.training_mask(sequences)
         return {**inputs, "inputs_embeds": embeddings, "position_ids": position_ids, "attention_mask": mask}
 
-    def hidden_states(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> Decoded:
-        """Run the decoder on sequences about encoded scenes, and keep the hidden states that objectives read.
+    def hidden_states(
+        self, scenes: Sequence[EncodedScene], sequences: Sequences, layers: Iterable[int] | None = None
+    ) -> Decoded:
+        """Run the decoder on sequences about encoded scenes, and keep the outputs of some layers.
 
-        Sequences that share a row of the decoder are taken apart again.
+        Sequences that share a row of the decoder are taken apart again. None keeps the layers that objectives read.
         """
         inputs, packing = self.decoder_inputs(scenes, sequences), sequences.packing
-        layers = dict.fromkeys(layer for each in self.active_objectives for layer in each.layers)
+        if layers is None:
+            layers = dict.fromkeys(layer for each in self.active_objectives for layer in each.layers)
         with self.backbone.layer_outputs(layers) as kept:
             hidden = self.backbone.decode(inputs).last_hidden_state
         if packing is not None:
