@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from zoo.model_spec import ModelSpec
 from zoo.progress import progress
 from zoo.scene_encoding import encode_geometry
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import LoadedScene
+from zoo.sequences.loaded_scene import LoadedScene, PreparedScene
 from zoo.tasks import VideoQATask
 
 CACHE_FRAMES = """python main.py cache-frames: fill the frame cache ahead of a run.
@@ -171,7 +171,7 @@ class CachedOutput:
     description: str
     caches: dict[str, GeometryCache]
     encoder: CachedGeometry
-    compute: Callable[[LoadedScene], Any]
+    compute: Callable[[PreparedScene], Any]
 
 
 def cache_geometry(arguments: list[str]) -> None:
@@ -219,7 +219,7 @@ def cache_geometry(arguments: list[str]) -> None:
     counts.refuse_failed("geometry")
 
 
-def _scene_inputs(loaded: LoadedScene, patch_size: int) -> LoadedScene:
+def _scene_inputs(loaded: LoadedScene, patch_size: int) -> PreparedScene:
     """Return the inputs of geometry encoders for a scene.
 
     Args:
@@ -233,13 +233,14 @@ def _scene_inputs(loaded: LoadedScene, patch_size: int) -> LoadedScene:
         raise InputError(loaded.error)
     assert loaded.frames is not None
     height, width = loaded.frames.shape[-2:]
-    return replace(
-        loaded,
-        questions=(),
+    return PreparedScene(
+        loaded.name,
         frames=loaded.seen_by_geometry,
-        geometry_frames=None,
+        vision_window=loaded.vision_window,
+        kind=loaded.kind,
         grid_thw=(len(loaded.frames) // TEMPORAL_PATCH_SIZE, height // patch_size, width // patch_size),
         geometry=None if loaded.geometry is None else loaded.geometry.without_invalid_cameras(),
+        true_geometry=loaded.true_geometry,
     )
 
 
@@ -298,7 +299,7 @@ def _output_of_model(task: VideoQATask) -> CachedOutput | None:
         return None
     encoder: Any = model.geometry
 
-    def compute(scene: LoadedScene) -> None:
+    def compute(scene: PreparedScene) -> None:
         encode_geometry(encoder, [scene], model.frame_rules, **wanted)
 
     description = " and ".join(name for name, is_wanted in wanted.items() if is_wanted)

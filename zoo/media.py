@@ -20,7 +20,7 @@ from zoo.model_spec import ModelSpec
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaSpan, SequenceLayout
-from zoo.sequences.loaded_scene import LoadedScene, prompt_grid
+from zoo.sequences.loaded_scene import PreparedScene, prompt_grid
 
 DARKEST, BRIGHTEST = -0.5, 2.0  # frames are in 0..1, and resizing overshoots a little
 
@@ -109,7 +109,7 @@ def _laid_out(
 
 
 def _prompt_grids(spec: ModelSpec, grids: Int[Tensor, "media 3"], steps: Sequence[int]) -> Int[Tensor, "media 3"]:
-    """Return the grids of media as prompts show them, see `LoadedScene.media_grids`.
+    """Return the grids of media as prompts show them, see `PreparedScene.media_grids`.
 
     `steps` are the temporal patches of the scene of each medium. If their number is wrong, `SequenceLayout` says so.
     """
@@ -120,7 +120,9 @@ def _prompt_grids(spec: ModelSpec, grids: Int[Tensor, "media 3"], steps: Sequenc
     return torch.tensor([prompt_grid(grid, side) for grid, side in zip(own, sides, strict=True)]).view(-1, 3)
 
 
-def scenes_of_media(spec: ModelSpec, layout: SequenceLayout, media: Media) -> tuple[list[LoadedScene], list[list[int]]]:
+def scenes_of_media(
+    spec: ModelSpec, layout: SequenceLayout, media: Media
+) -> tuple[list[PreparedScene], list[list[int]]]:
     """Return the scenes of a batch, and which of them each sequence shows.
 
     Each video is a scene. All images of a sequence together are one scene, as in Spatial-MLLM.
@@ -155,7 +157,7 @@ def scenes_of_media(spec: ModelSpec, layout: SequenceLayout, media: Media) -> tu
         if not each.is_floating_point() or ((each < DARKEST) | (each > BRIGHTEST)).any():
             raise InputError("frames are floats in 0..1, or bytes: divide by 255, or undo a normalization")
     seconds, indices = media.get("seconds_per_grid"), media.get("frame_indices")
-    scenes: list[LoadedScene] = []
+    scenes: list[PreparedScene] = []
     scene_index: list[list[int]] = [[] for _ in range(layout.shape[0])]
     for number, shown in enumerate(groups.values()):
         row, kind, which = shown[0].row, shown[0].kind, shown[0].number
@@ -173,7 +175,7 @@ def scenes_of_media(spec: ModelSpec, layout: SequenceLayout, media: Media) -> tu
             )
         height, width = grids[0, 1:].tolist()
         grid_thw = int(grids[:, 0].sum()), height, width
-        scene = LoadedScene(
+        scene = PreparedScene(
             pixel_values=values[0] if len(values) == 1 else torch.cat(values),
             grid_thw=grid_thw,
             token_side=spec.frames.token_side(grid_thw),

@@ -14,7 +14,7 @@ from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import GeometryReader
 from zoo.sequences.layout import ExtraTokens, Placeholders
-from zoo.sequences.loaded_scene import FrameRules, LoadedScene, VisionRules
+from zoo.sequences.loaded_scene import FrameRules, PreparedScene, VisionRules
 from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.time_index import BackboneIndex, ConstantIndex, Seconds, TimeIndex, TimestampIndex
 
@@ -99,7 +99,7 @@ class ModelSpec:
     typed_questions: bool = False
     least_batch_size: int = 1
 
-    def check_cameras(self, scene: LoadedScene) -> None:
+    def check_cameras(self, scene: PreparedScene) -> None:
         """Raise an InputError if a prepared scene lacks the cameras that the model requires."""
         if self.requires_cameras and scene.cameras is None:
             raise InputError("no cameras, and this model needs them: give the scene a cameras.json")
@@ -234,7 +234,7 @@ class CameraPlan:
         """Whether the encoder must predict depth, in the unit of its cameras."""
         return self.source == "predicted" and (self.uses_depth or "depth" in self.targets)
 
-    def needs_prediction(self, scene: LoadedScene, *, training: bool) -> bool:
+    def needs_prediction(self, scene: PreparedScene, *, training: bool) -> bool:
         """Return whether a scene gets the geometry encoder's cameras."""
         may_need = self.predicts_cameras or (bool(self.pseudo_labels) and training)
         return may_need and (self.source == "predicted" or scene.cameras is None)

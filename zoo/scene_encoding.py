@@ -32,7 +32,7 @@ from zoo.geometry.cache import check_grid, geometry_of_frames
 from zoo.model_spec import CameraPlan
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import EVERY_FRAME, FrameRules, Grid, LoadedScene, TeacherTargets
+from zoo.sequences.loaded_scene import EVERY_FRAME, FrameRules, Grid, PreparedScene, TeacherTargets
 from zoo.sequences.position_ids import check_all_have_cameras, valid_index
 from zoo.values import check_count, check_shape
 
@@ -61,7 +61,7 @@ class EncodedScene:
         raw_depth: The view mixer's depth prediction for each 2D token, see `ViewMixer.raw_depth`. None without one.
     """
 
-    scene: LoadedScene
+    scene: PreparedScene
     visual: VisualTokens
     cameras: PatchCameras | None = None
     points: Float[Tensor, "tokens 3"] | None = None
@@ -144,7 +144,7 @@ class GeometryInputs(NamedTuple):
     window: Window | None
 
 
-def geometry_inputs(encoder: GeometryEncoder, scene: LoadedScene, shown: slice, rules: FrameRules) -> GeometryInputs:
+def geometry_inputs(encoder: GeometryEncoder, scene: PreparedScene, shown: slice, rules: FrameRules) -> GeometryInputs:
     """Return the inputs of a geometry encoder for a scene. The encoder may be the model's or a teacher's.
 
     `shown` are the frames that the encoder sees, and `rules` say how the model reads frames.
@@ -198,7 +198,7 @@ def seen_by_vision(
 
 def encode_geometry(
     encoder: GeometryEncoder | None,
-    scenes: Sequence[LoadedScene],
+    scenes: Sequence[PreparedScene],
     rules: FrameRules,
     *,
     tokens: bool,
@@ -221,7 +221,7 @@ def encode_geometry(
         return dataset
     # Use geometry that data workers read from a cache, and compute the rest.
     found = {i: scene.cached_geometry for i, scene in enumerate(scenes) if scene.cached_geometry is not None}
-    shown = [rules.seen_by_geometry(scene.kind) for scene in scenes]
+    shown = [rules.shown_to_geometry(scene.kind) for scene in scenes]
     windows = {i: scene.vision_window for i, scene in enumerate(scenes)}
     if rest := [i for i in range(len(scenes)) if i not in found]:
         if encoder.requires_frames and any(scenes[i].frames is None for i in rest):
@@ -257,10 +257,10 @@ def _check_geometry(encoder: GeometryEncoder, geometry: SceneGeometry, frames: i
 
 def override_tokens(
     geometry: Sequence[SceneGeometry | None],
-    scenes: Sequence[LoadedScene],
-    encode: Callable[[Sequence[LoadedScene]], Sequence[SceneGeometry | None]],
+    scenes: Sequence[PreparedScene],
+    encode: Callable[[Sequence[PreparedScene]], Sequence[SceneGeometry | None]],
 ) -> list[SceneGeometry | None]:
-    """Replace the 3D tokens of scenes in a perturbed test, see `LoadedScene.geometry_override`.
+    """Replace the 3D tokens of scenes in a perturbed test, see `PreparedScene.geometry_override`.
 
     Args:
         geometry: Geometry of each scene. Scenes whose tokens are replaced have some.
@@ -271,7 +271,7 @@ def override_tokens(
     for i, scene in enumerate(scenes):
         own, other = geometry[i], scene.geometry_override
         if own is not None and other is not None:
-            source = encode([other])[0] if isinstance(other, LoadedScene) else None
+            source = encode([other])[0] if isinstance(other, PreparedScene) else None
             found[i] = own.with_tokens_of(own, scale=0.0) if source is None else own.with_tokens_of(source)
     return found
 

@@ -227,7 +227,7 @@ class GeometryReader:
         cameras = self.predicted_cameras and (self.only_predicted or not has_cameras)
         if not (self.tokens or cameras):
             return None
-        shown = self.rules.seen_by_geometry(kind)
+        shown = self.rules.shown_to_geometry(kind)
         own = geometry_of_frames(given and given[shown], frames, window)
         found = []
         for key in self.keys.of(frames[shown], own, tokens=self.tokens, cameras=cameras).values():

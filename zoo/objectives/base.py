@@ -30,7 +30,7 @@ from zoo.precision import to_float32
 from zoo.scene_encoding import EncodedScene
 from zoo.sequences.batch import Sequences
 from zoo.sequences.layout import ExtraTokens
-from zoo.sequences.loaded_scene import LoadedScene, TeacherTarget
+from zoo.sequences.loaded_scene import PreparedScene, TeacherTarget
 from zoo.values import check_shape
 
 AverageRule = Literal["questions", "micro_batch_tokens"]
@@ -296,7 +296,7 @@ class Objective(Configurable, nn.Module, ABC):
     def check_camera_parts(self, parts: Sequence[CameraModule]) -> None:
         """Raise an InputError if the objective needs a camera part that the model lacks."""
 
-    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[LoadedScene]) -> Sequence[VisualTokens]:
+    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[PreparedScene]) -> Sequence[VisualTokens]:
         """Change the 2D tokens of a training step before view mixing and fusion. Most objectives do not.
 
         Objectives are called in the order in which they are listed. The tokens of each scene have shape (t, n, D).
@@ -441,7 +441,7 @@ def append_view_token(objectives: Iterable[Objective], visual: VisualTokens, *, 
     return visual
 
 
-def end_token(objectives: Iterable[Objective], scene: LoadedScene, *, training: bool) -> Float[Tensor, " D"] | None:
+def end_token(objectives: Iterable[Objective], scene: PreparedScene, *, training: bool) -> Float[Tensor, " D"] | None:
     """Return the learned token after the last view of a video. None without one, and for images."""
     own = (each for each in objectives if each.has_token(training) and each.extra_tokens is ExtraTokens.END)
     tokens = [objective.token for objective in own]

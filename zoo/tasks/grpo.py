@@ -34,7 +34,7 @@ from zoo.objectives.grpo import (
 )
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch, Sequences
-from zoo.sequences.loaded_scene import LoadedScene, TeacherTargets
+from zoo.sequences.loaded_scene import PreparedScene, TeacherTargets
 from zoo.sequences.packing import IGNORED, Row
 from zoo.tasks.rewards import AnswerScore, Reward, RewardSum
 from zoo.tasks.video_qa import Algorithm, StepLoss
@@ -133,7 +133,7 @@ def sample_answers(
 
 
 def answer_sequences(
-    builder: SequenceBuilder, sampled: Sequence[SampledAnswer], scenes: Sequence[LoadedScene], max_tokens: int | None
+    builder: SequenceBuilder, sampled: Sequence[SampledAnswer], scenes: Sequence[PreparedScene], max_tokens: int | None
 ) -> Sequences:
     """Build sequences with the sampled answers as supervised tokens. Answers about a scene share its prefix.
 
@@ -150,7 +150,7 @@ def answer_sequences(
     return builder.training(rows, [answer.scene for answer in sampled], outlines, max_tokens=max_tokens)
 
 
-def _outline(scene: LoadedScene) -> LoadedScene:
+def _outline(scene: PreparedScene) -> PreparedScene:
     """Return a copy of a scene on the CPU with only what sequences depend on: its grid and cameras."""
     outline = replace(scene, frames=None, geometry=None, cached_geometry=None, pixel_values=None)
     return outline.to("cpu")
