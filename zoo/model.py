@@ -314,10 +314,10 @@ class SpatialVLM(Configurable, nn.Module):
         encoded = encode_vision(self.backbone, batch)
         # 2. Geometry: 3D tokens, and predicted cameras for the scenes that need them.
         needs = [self.camera_plan.needs_prediction(scene, training=self.training) for scene in batch.scenes]
-        encode = partial(encode_geometry, self.geometry, rules=self.frame_rules)
-        geometry = encode(batch.scenes, tokens=self.uses_geometry_tokens, cameras=any(needs))
-        if self.uses_geometry_tokens:  # a perturbed test may exchange them
-            geometry = override_tokens(geometry, batch.scenes, partial(encode, tokens=True, cameras=False))
+        rules, tokens = self.frame_rules, self.uses_geometry_tokens
+        geometry = encode_geometry(self.geometry, batch.scenes, rules, tokens=tokens, cameras=any(needs))
+        if tokens:  # which a perturbed test may exchange
+            geometry = override_tokens(geometry, batch.scenes, self.geometry, rules)
         # 3. Cameras per temporal patch, and the targets of objectives.
         taught = teacher_targets or [None] * len(encoded)
         encoded = [

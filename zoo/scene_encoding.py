@@ -7,7 +7,7 @@ a GPU.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -258,21 +258,27 @@ def _check_geometry(encoder: GeometryEncoder, geometry: SceneGeometry, frames: i
 def override_tokens(
     geometry: Sequence[SceneGeometry | None],
     scenes: Sequence[PreparedScene],
-    encode: Callable[[Sequence[PreparedScene]], Sequence[SceneGeometry | None]],
+    encoder: GeometryEncoder | None,
+    rules: FrameRules,
 ) -> list[SceneGeometry | None]:
     """Replace the 3D tokens of scenes in a perturbed test, see `PreparedScene.geometry_override`.
 
     Args:
         geometry: Geometry of each scene. Scenes whose tokens are replaced have some.
         scenes: Scenes of the batch.
-        encode: Returns the geometry of other scenes, with tokens.
+        encoder: The geometry encoder.
+        rules: How the model reads frames.
     """
     found = list(geometry)
-    for i, scene in enumerate(scenes):
-        own, other = geometry[i], scene.geometry_override
-        if own is not None and other is not None:
-            source = encode([other])[0] if isinstance(other, PreparedScene) else None
-            found[i] = own.with_tokens_of(own, scale=0.0) if source is None else own.with_tokens_of(source)
+    for i, (own, other) in enumerate(zip(geometry, (scene.geometry_override for scene in scenes), strict=True)):
+        if own is None or other is None:
+            continue
+        if isinstance(other, PreparedScene):
+            (source,) = encode_geometry(encoder, [other], rules, tokens=True, cameras=False)
+            assert source is not None
+            found[i] = own.with_tokens_of(source)
+        else:
+            found[i] = own.with_tokens_of(own, scale=0.0)
     return found
 
 
