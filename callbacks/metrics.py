@@ -6,18 +6,16 @@ A test writes each scene's answers before the next scene starts, so that the sam
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 import torch.distributed
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import BEST
-from datamodules.datamodule import skipped_scenes
+from datamodules.datamodule import AnswerStore, skipped_scenes
 from datamodules.perturbations import wrong_poses
 from datamodules.scenes import shared_scenes
 from evaluation.baselines import BlindBaselines, blind_baselines, constant_baseline
@@ -58,7 +56,7 @@ Stage = Literal["val", "test"]
 ANSWERS = "answers.jsonl"  # written by `predict`
 
 
-class MetricsCallback(Callback):
+class MetricsCallback(AnswerStore):
     """Gather the scored records that validation_step and test_step return, for the benchmark of the data.
 
     At the end of an epoch, rank zero prints one table. Every rank logs `val/...` or `test/...`: each question type, and
@@ -107,13 +105,11 @@ class MetricsCallback(Callback):
         task.scorer = self._benchmark.find_scorer(self.scorer)
         trainer.validate_loop.verbose = trainer.test_loop.verbose = False
         self.folder = None
-        if stage == "test" and data is not None:
-            data.find_answered = partial(self._begin, trainer, pl_module)  # called once scenes and weights are read
 
     # ---- Starting or resuming a test --------------------------------------------------------------------------------
 
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, *, resumes: bool = True) -> set[str]:
-        """Choose and prepare the test's folder. Return the ids of the answered questions."""
+    def begin_test(self, trainer: Trainer, pl_module: LightningModule, *, resumes: bool = True) -> set[str]:
+        """Choose and prepare the test's folder, see `AnswerStore`."""
         self._records = []
         self._identity = identify_test(trainer, pl_module)  # on all processes: each may hold a shard of the weights
         chosen: Any = None
@@ -158,8 +154,8 @@ class MetricsCallback(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with the records of an interrupted test that is resumed. Report unfinished weights."""
-        if self.folder is None:  # no `VideoQADataModule` has called `find_answered`
-            self._begin(trainer, pl_module, resumes=False)
+        if self.folder is None:  # the test has another DataModule
+            self.begin_test(trainer, pl_module, resumes=False)
         assert self.folder is not None
         alone = trainer.world_size == 1
         self._file = JSONLines(self.folder / PREDICTIONS if alone else rank_file(self.folder, trainer.global_rank))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from zoo.model_spec import ModelSpec
 from zoo.progress import progress
 from zoo.scene_encoding import encode_geometry
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import LoadedScene
+from zoo.sequences.loaded_scene import LoadedScene, PreparedScene
 from zoo.tasks import VideoQATask
 
 CACHE_FRAMES = """python main.py cache-frames: fill the frame cache ahead of a run.
@@ -142,7 +142,7 @@ def cache_frames(arguments: list[str]) -> None:
     refuse_random_frames(data, built.split)
     if data.still_resize is not None and data.frames_as != "video":
         raise InputError("no frame cache keeps still images of --data.still_resize: leave cache-frames out")
-    frames = ModelSpec(token_px=needs.token_px, image_pixels=needs.image_pixels)
+    frames = ModelSpec(frames=needs.frames)
     scenes, mine = _open_scenes("cache-frames", built, frames)
     loader = DataLoader(Subset(KeptFrames(scenes), mine), batch_size=None, num_workers=built.workers)
     counts = SceneCounts()
@@ -171,7 +171,7 @@ class CachedOutput:
     description: str
     caches: dict[str, GeometryCache]
     encoder: CachedGeometry
-    compute: Callable[[LoadedScene], Any]
+    compute: Callable[[PreparedScene], Any]
 
 
 def cache_geometry(arguments: list[str]) -> None:
@@ -190,7 +190,7 @@ def cache_geometry(arguments: list[str]) -> None:
     if settings.data.still_resize is not None and any(output.encoder.is_resampled for output in outputs):
         raise InputError(STILLS_OF_ANOTHER_GRID)
     needs = settings.model.model_spec()
-    shown = ModelSpec(own_frames=needs.own_frames, token_px=needs.token_px, image_pixels=needs.image_pixels)
+    shown = ModelSpec(frames=needs.frames)
     scenes, mine = _open_scenes("cache-geometry", settings, shown)
     loader = DataLoader(Subset(scenes, mine), batch_size=None, num_workers=settings.workers)
     device = settings.device or (f"cuda:{process.local_rank()}" if torch.cuda.is_available() else "cpu")
@@ -219,7 +219,7 @@ def cache_geometry(arguments: list[str]) -> None:
     counts.refuse_failed("geometry")
 
 
-def _scene_inputs(loaded: LoadedScene, patch_size: int) -> LoadedScene:
+def _scene_inputs(loaded: LoadedScene, patch_size: int) -> PreparedScene:
     """Return the inputs of geometry encoders for a scene.
 
     Args:
@@ -233,13 +233,14 @@ def _scene_inputs(loaded: LoadedScene, patch_size: int) -> LoadedScene:
         raise InputError(loaded.error)
     assert loaded.frames is not None
     height, width = loaded.frames.shape[-2:]
-    return replace(
-        loaded,
-        questions=(),
+    return PreparedScene(
+        loaded.name,
         frames=loaded.seen_by_geometry,
-        geometry_frames=None,
+        vision_window=loaded.vision_window,
+        kind=loaded.kind,
         grid_thw=(len(loaded.frames) // TEMPORAL_PATCH_SIZE, height // patch_size, width // patch_size),
         geometry=None if loaded.geometry is None else loaded.geometry.without_invalid_cameras(),
+        true_geometry=loaded.true_geometry,
     )
 
 
@@ -298,8 +299,8 @@ def _output_of_model(task: VideoQATask) -> CachedOutput | None:
         return None
     encoder: Any = model.geometry
 
-    def compute(scene: LoadedScene) -> None:
-        encode_geometry(encoder, [scene], model.backbone.patch_size, **wanted, stills_once=model.stills_once)
+    def compute(scene: PreparedScene) -> None:
+        encode_geometry(encoder, [scene], model.frame_rules, **wanted)
 
     description = " and ".join(name for name, is_wanted in wanted.items() if is_wanted)
     return CachedOutput(description, {"--model.geometry_cache": encoder.cache}, encoder, compute)

@@ -317,12 +317,14 @@ def resized(module: VideoQADataModule, task: VideoQATask, size: list[int]) -> tu
     needs = task.model_spec()
     try:
         if module.frames_as == "video":
-            return module.pixels.frame_size(size[0], size[1], module.num_frames, needs.token_px)
+            return module.pixels.frame_size(size[0], size[1], module.num_frames, needs.frames.token_px)
         if module.still_resize is not None:
             picture = torch.empty(1, 3, *size, dtype=torch.uint8, device="cpu")
-            height, width = module.still_resize(picture, needs.token_px).frames.shape[-2:]
+            height, width = module.still_resize(picture, needs.frames.token_px).frames.shape[-2:]
             return height, width
-        return bounds_of_images(module.image_pixels, needs.image_pixels).frame_size(size[0], size[1], 1, needs.token_px)
+        return bounds_of_images(module.image_pixels, needs.frames.image_pixels).frame_size(
+            size[0], size[1], 1, needs.frames.token_px
+        )
     except ValueError as error:
         raise InputError(f"--video_size: {error}") from error
 

@@ -22,7 +22,7 @@ from zoo.model_spec import ModelSpec
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch, OptimizerStep, Prompt, Record, Sequences
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import LoadedScene
+from zoo.sequences.loaded_scene import LoadedScene, PreparedScene
 from zoo.sequences.packing import IGNORED, Row
 
 
@@ -53,7 +53,7 @@ class Collate(ABC):
         self.requires_targets, self.poses_in_prompt = requires_targets, poses_in_prompt
 
     def __call__(self, loaded: Sequence[LoadedScene]) -> Batch:
-        scenes: list[LoadedScene] = []
+        scenes: list[PreparedScene] = []
         rows: list[Row] = []
         scene_of: list[int] = []
         records: list[Record] = []
@@ -67,7 +67,7 @@ class Collate(ABC):
             try:
                 prepared = self.prepare(scene)
                 self.spec.check_cameras(prepared)
-                media = self.media(prepared)
+                media = self.media(scene, prepared)
             except SCENE_FAULTS as error:
                 reason = format_scene_error(scene.name, error)
                 failed += [_failure(scene, question, reason) for question in scene.questions]
@@ -94,7 +94,7 @@ class Collate(ABC):
         vision, step = self.builder.vision(scenes), step_of(loaded)
         return Batch(scenes, vision, sequences, prompts, records, failed, counts, failed_answers, step)
 
-    def prepare(self, loaded: LoadedScene) -> LoadedScene:
+    def prepare(self, loaded: LoadedScene) -> PreparedScene:
         """Cut the frames into patches, merge the cameras per temporal patch, and drop what the model does not read."""
         assert loaded.frames is not None
         pixel_values, grid_thw = self.preprocessor.cut_patches(loaded.frames)
@@ -108,32 +108,36 @@ class Collate(ABC):
                 frames, geometry, loaded.kind, has_cameras=cameras is not None, window=loaded.vision_window
             )
         steps, height, width = grid_thw.tolist()
-        return replace(
-            loaded,
-            questions=(),
-            frames=frames if spec.requires_frames and cached is None else None,
-            geometry_frames=None,
+        return PreparedScene(
+            loaded.name,
             pixel_values=pixel_values,
             grid_thw=(steps, height, width),
-            token_side=spec.token_side((steps, height, width)),
-            frame_times=None,
+            token_side=spec.frames.token_side((steps, height, width)),
+            frames=frames if spec.requires_frames and cached is None else None,
+            vision_window=loaded.vision_window,
+            kind=loaded.kind,
+            frame_indices=loaded.frame_indices,
             seconds_per_grid=None if spec.seconds == "nominal" else loaded.seconds_per_grid,
+            geometry=geometry,
+            true_geometry=loaded.true_geometry,
             cached_geometry=cached,
             cameras=cameras,
             geometry_override=self.prepare(other) if isinstance(other, LoadedScene) else other,
+            question_types=loaded.question_types,
+            draw=loaded.draw,
         )
 
-    def media(self, prepared: LoadedScene) -> Sequence[Content]:
-        """Return the message content of each medium of a prepared scene, the cameras included if prompts have them."""
+    def media(self, loaded: LoadedScene, prepared: PreparedScene) -> Sequence[Content]:
+        """Return the message content of each medium of a scene, the cameras included if prompts have them."""
         if self.poses_in_prompt and prepared.cameras is None:
             raise InputError(
                 f"no poses of the frames of {prepared.name} for --data.poses_in_prompt: give it a cameras.json, or "
                 "take a sampler that selects by poses"
             )
-        return media_of(prepared, prepared.cameras if self.poses_in_prompt else None)
+        return media_of(loaded, prepared.cameras if self.poses_in_prompt else None)
 
     def _row(
-        self, scene: LoadedScene, question: Question, prepared: LoadedScene, media: Sequence[Content]
+        self, scene: LoadedScene, question: Question, prepared: PreparedScene, media: Sequence[Content]
     ) -> tuple[Row, str]:
         """Return the tokens of a question, and its prompt as text."""
         self.chat_format.check(question)
@@ -152,7 +156,7 @@ class Collate(ABC):
 
     @abstractmethod
     def _build(
-        self, rows: list[Row], scene_of: list[int], scenes: list[LoadedScene]
+        self, rows: list[Row], scene_of: list[int], scenes: list[PreparedScene]
     ) -> tuple[Sequences | None, list[Prompt]]:
         """Build the sequences or the prompts of a batch."""
 
@@ -181,7 +185,7 @@ class TrainingCollate(Collate):
         return self.chat_format.chat(question, media, with_answers=True)
 
     def _row(
-        self, scene: LoadedScene, question: Question, prepared: LoadedScene, media: Sequence[Content]
+        self, scene: LoadedScene, question: Question, prepared: PreparedScene, media: Sequence[Content]
     ) -> tuple[Row, str]:
         row, prompt = super()._row(scene, question, prepared, media)
         if len(row.input_ids) > (limit := self.spec.context_length):
@@ -192,7 +196,7 @@ class TrainingCollate(Collate):
         return row, prompt
 
     def _build(
-        self, rows: list[Row], scene_of: list[int], scenes: list[LoadedScene]
+        self, rows: list[Row], scene_of: list[int], scenes: list[PreparedScene]
     ) -> tuple[Sequences | None, list[Prompt]]:
         return self.builder.training(
             rows, scene_of, scenes, max_tokens=self.tokens_per_sequence, packs_scenes=self.pack_scenes
@@ -218,7 +222,7 @@ class QuestionCollate(Collate):
         return self.chat_format.chat(question, media)
 
     def _build(
-        self, rows: list[Row], scene_of: list[int], scenes: list[LoadedScene]
+        self, rows: list[Row], scene_of: list[int], scenes: list[PreparedScene]
     ) -> tuple[Sequences | None, list[Prompt]]:
         prompts = [row.input_ids.tolist() for row in rows]
         return None, self.builder.prompts(prompts, [[i] for i in scene_of], scenes, self.questions_per_batch)
@@ -233,7 +237,15 @@ class SceneCollate:
         ]
         readable = [scene for scene in loaded if scene.error is None]
         scenes = [
-            replace(scene, questions=(), grid_thw=(len(scene.frame_indices or ()) // TEMPORAL_PATCH_SIZE, 0, 0))
+            PreparedScene(
+                scene.name,
+                grid_thw=(len(scene.frame_indices or ()) // TEMPORAL_PATCH_SIZE, 0, 0),
+                frames=scene.frames,
+                frame_indices=scene.frame_indices,
+                geometry=scene.geometry,
+                true_geometry=scene.true_geometry,
+                draw=scene.draw,
+            )
             for scene in readable
         ]
         counts = [_count_answers(scene) for scene in readable]

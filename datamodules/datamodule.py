@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
@@ -74,6 +76,18 @@ def as_input_error() -> Iterator[None]:
 def is_limited(batches: int | float) -> bool:
     """Return whether a `limit_<stage>_batches` of the Trainer leaves out batches: 1 is one batch, 1.0 is all."""
     return isinstance(batches, int) or batches < 1
+
+
+class AnswerStore(Callback, ABC):
+    """A callback that keeps the answers of a test, so that an interrupted test can go on."""
+
+    @abstractmethod
+    def begin_test(self, trainer: Trainer, pl_module: LightningModule) -> Collection[str]:
+        """Begin or resume a test. `VideoQADataModule.test_dataloader` calls it once scenes and weights are read.
+
+        Returns:
+            The ids of the questions that are answered already. They are not asked again.
+        """
 
 
 class VideoQADataModule(Configurable, LightningDataModule):
@@ -144,8 +158,6 @@ class VideoQADataModule(Configurable, LightningDataModule):
         option_effects: What the options change: a training, answers, both or nothing.
         trained_scenes: The scenes of a training. Empty until they are read.
         tested_scenes: The scenes of a test with all questions, without perturbation. Empty until they are read.
-        find_answered: Returns the ids of the test questions that are answered already and not asked again. A callback
-            sets it in its `setup`. It is called after the scenes and the weights are read.
     """
 
     option_effects = OptionEffects(
@@ -231,7 +243,6 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.missing: dict[str, int] = {}  # number of questions for each scene whose video is missing
         self.trained_scenes: list[Scene] = []
         self.tested_scenes: list[Scene] = []
-        self.find_answered: Callable[[], Collection[str]] = tuple
         self.spec = self.training_spec = ModelSpec()  # `setup` sets the model's
         self.question_sampler: QuestionSampler | None = None
         self.resumed_settings: dict[str, Any] = {}  # from the checkpoint, see `state_dict`
@@ -542,7 +553,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         self.tested_scenes = self.scenes("test")
-        answered = set(self.find_answered())
+        stores = [each for each in self.trainer.callbacks if isinstance(each, AnswerStore)]  # type: ignore[attr-defined]
+        answered = {id for each in stores for id in each.begin_test(self.trainer, self.trainer.lightning_module)}
         scenes = [scene for scene in self.tested_scenes if scene.questions]
         rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in answered)) for s in scenes]
         if not is_limited(self.trainer.limit_test_batches):  # a limit counts batches of answered scenes too

@@ -205,7 +205,7 @@ class SceneDataset(Dataset):
             is_folder = False
             labels = None if are_images else LABELS.get(self.frames_as)
             loaded |= {"kind": "image", "is_one_medium": not are_images, "labels": labels}
-            bounds = bounds_of_images(self.image_bounds, spec.image_pixels)
+            bounds = bounds_of_images(self.image_bounds, spec.frames.image_pixels)
         else:
             times_s = video.times_s if view.times_s is None else view.times_s
             own = [times_s[i] for i in frames]
@@ -213,9 +213,9 @@ class SceneDataset(Dataset):
             seconds = sampled_seconds_per_grid(times_s, len(frames)) if is_sampled else seconds_per_grid(own)
             loaded |= {"seconds_per_grid": seconds, "frame_times": None if view.times_s is None else tuple(own)}
         if self.still_resize is not None and as_images:
-            resized = self.still_resize(video.read(frames[::TEMPORAL_PATCH_SIZE]), spec.token_px)
+            resized = self.still_resize(video.read(frames[::TEMPORAL_PATCH_SIZE]), spec.frames.token_px)
             window, shown = resized.window, resized.frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
-            if spec.own_frames:
+            if spec.frames.own_frames:
                 loaded["geometry_frames"] = resized.geometry_frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
                 loaded["vision_window"] = resized.tower_window
         else:
@@ -243,7 +243,7 @@ class SceneDataset(Dataset):
     def _resized(
         self, video: Video, frames: Sequence[int], bounds: PixelBounds, is_folder: bool
     ) -> UInt8[Tensor, "T 3 h w"]:
-        token_px = self.spec.token_px
+        token_px = self.spec.frames.token_px
 
         def decode() -> UInt8[Tensor, "T 3 h w"]:
             return resize_frames(video.read(frames), bounds, is_folder=is_folder, token_px=token_px)

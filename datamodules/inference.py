@@ -208,7 +208,7 @@ def answer_chats(
     shown = list(_scenes(model, data, media, num_frames))
     collate = QuestionCollate(model.model_spec(), poses_in_prompt=data.poses_in_prompt)
     scenes = [collate.prepare(loaded) for loaded in shown]
-    contents = [content for scene in scenes for content in collate.media(scene)]
+    contents = [content for each in zip(shown, scenes, strict=True) for content in collate.media(*each)]
     grids = [grid for scene in scenes for grid in scene.media_grids]
     times = [time for loaded in shown for time in loaded.frame_times or ()]
     # 2. Prompts.

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.cli import Run, losses_of, weights
 from tests.test_two_processes import SMALL, launch
-from zoo import VideoQATask
+from zoo import SpatialVLM
 from zoo.sequences.batch import Record
 from zoo.tasks import Reward
 from zoo.tasks.grpo import GRPO
+from zoo.tasks.video_qa import StepLoss
 
 
 class Brevity(Reward):
@@ -40,21 +40,24 @@ class Interrupted(Exception):
 def recorded(stop: int | None = None) -> Iterator[list[dict[str, Any]]]:
     """What each update learns from, and its loss; it breaks off before update `stop`."""
     found: list[dict[str, Any]] = []
-    training_loss = GRPO.training_loss
+    step_loss = GRPO.step_loss
 
-    def record(self: GRPO, task: VideoQATask, batch: Any) -> Tensor:
+    def record(self: GRPO, model: SpatialVLM, *given: Any) -> StepLoss:
         if len(found) == stop:
             raise Interrupted
-        before = {name: p.detach().clone() for name, p in task.named_parameters() if p.requires_grad}
-        loss = training_loss(self, task, batch)
+        before = {f"model.{name}": p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        step = step_loss(self, model, *given)
         assert self.rollout is not None
-        ids, logged = self.rollout.sequences.answer_ids.tolist(), dict(task.trainer.logged_metrics)
-        shown = {"reference": self.reference, "sequences": len(self.rollout.sequences)}
-        found.append({"loss": loss.item(), "ids": ids, "weights": before, "logged": logged, **shown})
-        return loss
+        ids, reference = self.rollout.sequences.answer_ids.tolist(), self.reference
+        shown = {
+            "reference": {f"model.{name}": each for name, each in reference.items()},
+            "sequences": len(self.rollout.sequences),
+        }
+        found.append({"loss": step.loss.item(), "ids": ids, "weights": before, "logged": step.logged, **shown})
+        return step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GRPO, "training_loss", record)
+        patch.setattr(GRPO, "step_loss", record)
         yield found
 
 
@@ -74,8 +77,9 @@ def test_a_run_starts_from_the_weights_of_a_supervised_one(run: Run, tmp_path: P
     assert not torch.equal(steps[2]["weights"][name], steps[3]["weights"][name])  # the rate of the first step is 0
     logged = steps[-1]["logged"]
     wanted = ("reward", "reward_deviation", "groups_without_signal", "answer_length", "kl", "clipped_high", "loss")
-    assert {f"train/{name}" for name in wanted} <= logged.keys()
-    assert logged["train/reward_deviation"] > 0 and logged["train/sampling_gap"] < 1e-4
+    assert set(wanted) <= logged.keys()
+    assert logged["reward_deviation"] > 0 and "sampling_gap" not in logged  # of the second update of a batch
+    assert steps[-2]["logged"]["sampling_gap"] < 1e-4
     # a checkpoint of this run goes on with it, under the reference of its start
     words = (*options, "--trainer.max_steps", "3", "--ckpt_path", "runs/grpo/checkpoints/last.ckpt")
     ended = weights(tmp_path / "runs/grpo")

@@ -14,7 +14,7 @@ from zoo.model_spec import ModelSpec
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import LoadedScene
+from zoo.sequences.loaded_scene import PreparedScene
 from zoo.sequences.packing import IGNORED, Row
 from zoo.tasks.training_cost import ANSWER, QUESTION, SPAN, SYSTEM, BatchSizes
 
@@ -32,7 +32,7 @@ def example_batch(
 
 def example_questions(
     model: SpatialVLM, sizes: BatchSizes, needs: ModelSpec
-) -> tuple[list[LoadedScene], list[Row], list[int]]:
+) -> tuple[list[PreparedScene], list[Row], list[int]]:
     """Return scenes of these sizes, one row per question, and the scene of each row.
 
     Pixels are black, and cameras move along a line.
@@ -52,12 +52,12 @@ def example_questions(
     )
     given = geometry if needs.requires_cameras or needs.requires_depth or needs.targets else None
     scenes = [
-        LoadedScene(
+        PreparedScene(
             pixel_values=torch.zeros(
                 math.prod(grid), 3 * TEMPORAL_PATCH_SIZE * backbone.patch_size**2, dtype=torch.uint8
             ),
             grid_thw=grid,
-            token_side=needs.token_side(grid),
+            token_side=needs.frames.token_side(grid),
             kind=sizes.kind,
             frames=torch.zeros(views, 3, sizes.height, sizes.width, dtype=torch.uint8)
             if needs.requires_frames

@@ -21,7 +21,7 @@ from zoo.model_spec import ModelSpec
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaSpan, SequenceLayout
-from zoo.sequences.loaded_scene import LoadedScene, prompt_grid
+from zoo.sequences.loaded_scene import PreparedScene, prompt_grid
 
 
 class Media(TypedDict, total=False):
@@ -89,7 +89,7 @@ def _laid_out(
     """Return the ids and the boolean mask of sequences on the CPU, and their layout."""
     ids, mask = input_ids.cpu(), attention_mask.bool().cpu()
     spec, videos, images = builder.spec, media.get("video_grid_thw"), media.get("image_grid_thw")
-    if spec.compress_beyond is not None:
+    if spec.frames.compress_beyond is not None:
         if videos is not None:
             videos = _prompt_grids(spec, videos, videos[:, 0].tolist())
         if images is not None:
@@ -108,18 +108,20 @@ def _laid_out(
 
 
 def _prompt_grids(spec: ModelSpec, grids: Int[Tensor, "media 3"], steps: Sequence[int]) -> Int[Tensor, "media 3"]:
-    """Return the grids of media as prompts show them, see `LoadedScene.media_grids`.
+    """Return the grids of media as prompts show them, see `PreparedScene.media_grids`.
 
     `steps` are the temporal patches of the scene of each medium. If their number is wrong, `SequenceLayout` says so.
     """
     if len(steps) != len(grids):
         return grids
     own = [(t, h, w) for t, h, w in grids.tolist()]
-    sides = [spec.token_side((count, *grid[1:])) for count, grid in zip(steps, own, strict=True)]
+    sides = [spec.frames.token_side((count, *grid[1:])) for count, grid in zip(steps, own, strict=True)]
     return torch.tensor([prompt_grid(grid, side) for grid, side in zip(own, sides, strict=True)]).view(-1, 3)
 
 
-def scenes_of_media(spec: ModelSpec, layout: SequenceLayout, media: Media) -> tuple[list[LoadedScene], list[list[int]]]:
+def scenes_of_media(
+    spec: ModelSpec, layout: SequenceLayout, media: Media
+) -> tuple[list[PreparedScene], list[list[int]]]:
     """Return the scenes of a batch, and which of them each sequence shows.
 
     Each video is a scene. All images of a sequence together are one scene, as in Spatial-MLLM.
@@ -154,7 +156,7 @@ def scenes_of_media(spec: ModelSpec, layout: SequenceLayout, media: Media) -> tu
         if not each.is_floating_point() or ((each < DARKEST) | (each > BRIGHTEST)).any():
             raise InputError("frames are floats in 0..1, or bytes: divide by 255, or undo a normalization")
     seconds, indices = media.get("seconds_per_grid"), media.get("frame_indices")
-    scenes: list[LoadedScene] = []
+    scenes: list[PreparedScene] = []
     scene_index: list[list[int]] = [[] for _ in range(layout.shape[0])]
     for number, shown in enumerate(groups.values()):
         row, kind, which = shown[0].row, shown[0].kind, shown[0].number
@@ -172,10 +174,10 @@ def scenes_of_media(spec: ModelSpec, layout: SequenceLayout, media: Media) -> tu
             )
         height, width = grids[0, 1:].tolist()
         grid_thw = int(grids[:, 0].sum()), height, width
-        scene = LoadedScene(
+        scene = PreparedScene(
             pixel_values=values[0] if len(values) == 1 else torch.cat(values),
             grid_thw=grid_thw,
-            token_side=spec.token_side(grid_thw),
+            token_side=spec.frames.token_side(grid_thw),
             kind=kind,
             frames=None if frames is None else _two_per_patch(frames, number, shown, layout.media),
             frame_indices=None if indices is None or kind == "image" else indices[which],

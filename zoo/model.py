@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,14 +29,13 @@ from zoo.generation import Reply, answer_batch, answer_prompts, check_penalty, e
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import CachedGeometry, GeometryCache, GeometryReader, build_first_available
 from zoo.media import Media, batch_of_media, prompts_of_media
-from zoo.model_spec import CameraPlan, CameraSource, ModelSpec, check_geometry, choose_time_index
+from zoo.model_spec import CameraPlan, CameraSource, ModelSpec, asks_encoder, check_geometry, choose_time_index
 from zoo.objectives import Objective
 from zoo.objectives.base import (
     AVERAGES,
     AverageRule,
     Decoded,
     append_view_token,
-    decode,
     end_token,
     objectives_by_name,
     resolve_extra_tokens,
@@ -49,12 +48,13 @@ from zoo.scene_encoding import (
     encode_vision,
     fuse_scenes,
     interactions_of,
+    override_tokens,
     sequence_cameras,
 )
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.layout import ExtraTokens
-from zoo.sequences.loaded_scene import TeacherTargets
+from zoo.sequences.loaded_scene import FrameRules, TeacherTargets
 from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.time_index import TimeIndex
 from zoo.weights.load import builds_shapes_only, leave_unread, read_weights, whole
@@ -169,11 +169,10 @@ class SpatialVLM(Configurable, nn.Module):
         self.backbone.install_encoding(camera_encoding)
         # 2. Geometry encoder, if some part reads its output.
         uses_cameras = view_mixer is not None or camera_encoding is not None or self.time_index.requires_cameras
-        learned = dict.fromkeys(target for each in named.values() if each.weight for target in each.targets)
-        plan = CameraPlan(camera_source, uses_cameras, tuple(learned))
-        asks = fusion is not None or plan.asks_encoder
+        targets = tuple(dict.fromkeys(target for each in named.values() if each.weight for target in each.targets))
+        asks = fusion is not None or asks_encoder(camera_source, targets, uses_cameras=uses_cameras)
         self.geometry = self._build_geometry(geometry, geometry_cache, defer_weights) if asks else None
-        uses_any = uses_cameras or bool(plan.targets)
+        uses_any = uses_cameras or bool(targets)
         check_geometry(self.geometry, camera_source, uses_cameras=uses_any, uses_tokens=fusion is not None)
         # 3. Fusion and view mixer, in the backbone's dtype.
         width, num_layers = self.backbone.hidden_size, self.backbone.decoder_layout.num_layers
@@ -187,9 +186,9 @@ class SpatialVLM(Configurable, nn.Module):
         self.view_mixer: ViewMixer | None = None if view_mixer is None else self._like_backbone(view_mixer(flat_width))
         # 4. Cameras and depth that the parts need.
         parts = (camera_encoding, self.view_mixer)
-        self.camera_plan = CameraPlan.of(camera_source, plan.targets, parts, self.time_index, self.geometry)
+        self.camera_plan = CameraPlan.of(camera_source, targets, parts, self.time_index, self.geometry)
         self._enable_heads()
-        beneath = self.camera_plan.uses_points or "depth" in plan.targets
+        beneath = self.camera_plan.uses_points or "depth" in targets
         if beneath and self.fusion is not None and (beyond := self.fusion.compress_beyond) is not None:
             raise InputError(
                 f"--model.fusion.compress_beyond {beyond}: an encoding or an objective reads the depth under each "
@@ -282,7 +281,7 @@ class SpatialVLM(Configurable, nn.Module):
         # 1. Encode each scene once.
         scenes = self.encode_scenes(batch, teacher_targets)
         # 2. Decode the sequences.
-        decoded = self.decode(scenes, batch.sequences)
+        decoded = self.hidden_states(scenes, batch.sequences)
         # 3. Compute the losses.
         losses = weighted_losses(self.active_objectives, decoded)
         return {**losses, "loss": losses["loss"] + self.zero_of_unused()}
@@ -315,15 +314,10 @@ class SpatialVLM(Configurable, nn.Module):
         encoded = encode_vision(self.backbone, batch)
         # 2. Geometry: 3D tokens, and predicted cameras for the scenes that need them.
         needs = [self.camera_plan.needs_prediction(scene, training=self.training) for scene in batch.scenes]
-        geometry = encode_geometry(
-            self.geometry,
-            batch.scenes,
-            self.backbone.patch_size,
-            tokens=self.uses_geometry_tokens,
-            cameras=any(needs),
-            stills_once=self.stills_once,
-            whole_frames=self.fusion is not None and self.fusion.whole_frames,
-        )
+        rules, tokens = self.frame_rules, self.uses_geometry_tokens
+        geometry = encode_geometry(self.geometry, batch.scenes, rules, tokens=tokens, cameras=any(needs))
+        if tokens:  # which a perturbed test may exchange
+            geometry = override_tokens(geometry, batch.scenes, self.geometry, rules)
         # 3. Cameras per temporal patch, and the targets of objectives.
         taught = teacher_targets or [None] * len(encoded)
         encoded = [
@@ -400,11 +394,29 @@ class SpatialVLM(Configurable, nn.Module):
             mask = self.backbone.training_mask(sequences)
         return {**inputs, "inputs_embeds": embeddings, "position_ids": position_ids, "attention_mask": mask}
 
-    def decode(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> Decoded:
-        """Run the decoder on sequences about encoded scenes, and keep the hidden states that objectives read."""
-        layers = dict.fromkeys(layer for each in self.active_objectives for layer in each.layers)
-        inputs = self.decoder_inputs(scenes, sequences)
-        return decode(self.backbone, list(layers), inputs, scenes, sequences, AVERAGES[self.average])
+    def hidden_states(
+        self, scenes: Sequence[EncodedScene], sequences: Sequences, layers: Iterable[int] | None = None
+    ) -> Decoded:
+        """Run the decoder on sequences about encoded scenes, and keep the outputs of some layers.
+
+        Sequences that share a row of the decoder are taken apart again. None keeps the layers that objectives read.
+        """
+        inputs, packing = self.decoder_inputs(scenes, sequences), sequences.packing
+        if layers is None:
+            layers = dict.fromkeys(layer for each in self.active_objectives for layer in each.layers)
+        with self.backbone.layer_outputs(layers) as kept:
+            hidden = self.backbone.decode(inputs).last_hidden_state
+        if packing is not None:
+            hidden, kept = packing.unpack(hidden), {number: packing.unpack(output) for number, output in kept.items()}
+        return Decoded(
+            scenes,
+            sequences,
+            hidden,
+            kept,
+            self.backbone.lm_head,
+            AVERAGES[self.average],
+            inputs.get("camera_encoding"),
+        )
 
     # ---- parameters -----------------------------------------------------------------------------------------------
 
@@ -470,7 +482,7 @@ class SpatialVLM(Configurable, nn.Module):
         # 1. Uses of the geometry encoder: tokens or cameras for the decoder, pseudo-labels for objectives.
         fused = geometry if self.uses_geometry_tokens else None
         encoder = geometry if plan.predicts_cameras else fused
-        shown = geometry if plan.pseudo_labels else encoder  # needs the frames, at least in training
+        shown = self._encoder_of_frames
         # 2. Whether the model reads lengths in an arbitrary unit.
         learns_lengths = any(each.uses_lengths and labels.intersection(each.targets) for each in self.active_objectives)
         lengths = (plan.predicts_cameras and plan.uses_lengths) or learns_lengths
@@ -490,15 +502,13 @@ class SpatialVLM(Configurable, nn.Module):
                 tokens=self.uses_geometry_tokens,
                 predicted_cameras=plan.predicts_cameras or (bool(plan.pseudo_labels) and training),
                 only_predicted=plan.source == "predicted",
-                stills_once=self.stills_once,
+                rules=self.frame_rules,
                 is_resampled=geometry.is_resampled,
             )
         return ModelSpec(
             preprocessor=getattr(backbone, "preprocessor", None),  # a model built from tensors has no tokenizer
-            token_px=backbone.patch_size * backbone.spatial_merge_size,
-            image_pixels=backbone.image_pixels,
+            frames=self.frame_rules,
             requires_frames=bool(shown and shown.requires_frames),
-            own_frames=bool(shown and not shown.meta_encoder.takes_vision_patches),
             requires_frame_times=backbone.span_per_step,
             seconds=self.time_index.seconds,
             vision=backbone.vision_rules,
@@ -517,7 +527,6 @@ class SpatialVLM(Configurable, nn.Module):
             has_posed_labels=plan.source == "predicted" and bool(labels) and "world_to_camera" in told,
             placeholders=backbone.placeholders,
             extra_tokens=self.training_tokens if training else self.extra_tokens,
-            compress_beyond=None if self.fusion is None else self.fusion.compress_beyond,
             time_index=self.time_index,
             tokens_per_second=backbone.tokens_per_second,
             text_after_vision=self.text_after_vision,
@@ -538,9 +547,24 @@ class SpatialVLM(Configurable, nn.Module):
         return self.fusion is not None and self.fusion.uses_geometry
 
     @property
-    def stills_once(self) -> bool:
-        """Whether the geometry encoder sees an image once instead of as two equal frames."""
-        return self.fusion is not None and self.fusion.frames_per_token == 1
+    def frame_rules(self) -> FrameRules:
+        """How the model reads the frames of a scene."""
+        fusion, shown = self.fusion, self._encoder_of_frames
+        return FrameRules(
+            patch_size=self.backbone.patch_size,
+            image_pixels=self.backbone.image_pixels,
+            compress_beyond=None if fusion is None else fusion.compress_beyond,
+            stills_once=fusion is not None and fusion.frames_per_token == 1,
+            whole_frames=fusion is not None and fusion.whole_frames,
+            own_frames=bool(shown and not shown.meta_encoder.takes_vision_patches),
+        )
+
+    @property
+    def _encoder_of_frames(self) -> GeometryEncoder | None:
+        """The geometry encoder if it needs the frames, at least in training."""
+        plan = self.camera_plan
+        needs = self.uses_geometry_tokens or plan.predicts_cameras or plan.pseudo_labels
+        return self.geometry if needs else None
 
     def is_unreachable(self, name: str) -> bool:
         """Return whether no loss has a gradient for this parameter, because its branch or head is unused."""

@@ -13,8 +13,8 @@ from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import GeometryReader
-from zoo.sequences.layout import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, ExtraTokens, Placeholders
-from zoo.sequences.loaded_scene import Grid, LoadedScene, VisionRules
+from zoo.sequences.layout import ExtraTokens, Placeholders
+from zoo.sequences.loaded_scene import FrameRules, PreparedScene, VisionRules
 from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.time_index import BackboneIndex, ConstantIndex, Seconds, TimeIndex, TimestampIndex
 
@@ -31,10 +31,8 @@ class ModelSpec:
 
     Attributes:
         preprocessor: Turns frames and chats into patches and tokens. None for a model without questions.
-        token_px: Side of a visual token in pixels. The sides of resized frames are multiples of it.
-        image_pixels: Minimum and maximum number of pixels of an image, from the model's own processor.
+        frames: How the frames of a scene are read.
         requires_frames: A geometry encoder reads RGB frames in the size that the backbone sees.
-        own_frames: The geometry encoder may see other frames than the backbone, in patches of its own size.
         requires_frame_times: The prompt states the time of each video frame. A video without times is an error.
         seconds: Which seconds per temporal patch a time index uses, see `TimestampIndex`.
         vision: The vision encoder's inputs that depend on sizes alone.
@@ -54,7 +52,6 @@ class ModelSpec:
         has_posed_labels: Pseudo-labels depend on the dataset's poses, as the model is told them.
         placeholders: Token ids that mark visual tokens.
         extra_tokens: The tokens appended to the 2D tokens of each view.
-        compress_beyond: See `Fusion`.
         time_index: The time component of the position ids.
         tokens_per_second: Positions per second.
         text_after_vision: The position of the text after a video, see `SpatialVLM`.
@@ -69,10 +66,8 @@ class ModelSpec:
 
     # frames
     preprocessor: Preprocessor | None = None
-    token_px: int = 28
-    image_pixels: tuple[int, int] = IMAGE_PIXELS
+    frames: FrameRules = FrameRules()
     requires_frames: bool = False
-    own_frames: bool = False
     requires_frame_times: bool = False
     seconds: Seconds = "nominal"
     vision: VisionRules | None = None
@@ -92,7 +87,6 @@ class ModelSpec:
     # sequences
     placeholders: Placeholders = Placeholders(-1, -1, -1)
     extra_tokens: ExtraTokens = ExtraTokens.NONE
-    compress_beyond: int | None = None
     time_index: TimeIndex = TimestampIndex()
     tokens_per_second: int | float = 2
     text_after_vision: TextAfterVision = "max_thw"
@@ -105,23 +99,7 @@ class ModelSpec:
     typed_questions: bool = False
     least_batch_size: int = 1
 
-    def token_side(self, grid_thw: Grid) -> int:
-        """Return the patches per side in a visual token of a scene: twice as many where tokens are compressed.
-
-        Raises:
-            InputError: The views are too small to be compressed.
-        """
-        steps, *sides = grid_thw
-        if self.compress_beyond is None or steps <= self.compress_beyond:
-            return SPATIAL_MERGE_SIZE
-        if min(sides) < (side := 2 * SPATIAL_MERGE_SIZE):
-            raise InputError(
-                f"--model.fusion.compress_beyond {self.compress_beyond}: views of {sides[0]} x {sides[1]} patches are "
-                f"too small, {side} x {side} make a token: show larger frames or fewer views, or set it to null"
-            )
-        return side
-
-    def check_cameras(self, scene: LoadedScene) -> None:
+    def check_cameras(self, scene: PreparedScene) -> None:
         """Raise an InputError if a prepared scene lacks the cameras that the model requires."""
         if self.requires_cameras and scene.cameras is None:
             raise InputError("no cameras, and this model needs them: give the scene a cameras.json")
@@ -167,6 +145,17 @@ PSEUDO_LABELS: dict[CameraSource, tuple[Target, ...]] = {  # targets that the ge
     "auto": ("cameras",),
     "predicted": ("cameras", "depth"),
 }
+
+
+def possible_labels(source: CameraSource, targets: Sequence[Target]) -> tuple[Target, ...]:
+    """Return the targets of objectives that a geometry encoder may provide in training."""
+    return tuple(target for target in targets if target in PSEUDO_LABELS[source])
+
+
+def asks_encoder(source: CameraSource, targets: Sequence[Target], *, uses_cameras: bool) -> bool:
+    """Return whether a geometry encoder is needed for cameras or depth."""
+    wanted = uses_cameras or bool(possible_labels(source, targets))
+    return source == "predicted" or (source == "auto" and wanted)
 
 
 @dataclass(frozen=True)
@@ -222,9 +211,8 @@ class CameraPlan:
 
     @property
     def asks_encoder(self) -> bool:
-        """Whether a geometry encoder is needed for cameras or depth."""
-        wanted = self.uses_cameras or bool(self._possible_labels)
-        return self.source == "predicted" or (self.source == "auto" and wanted)
+        """See `asks_encoder`."""
+        return asks_encoder(self.source, self.targets, uses_cameras=self.uses_cameras)
 
     @property
     def predicts_cameras(self) -> bool:
@@ -238,18 +226,15 @@ class CameraPlan:
     @property
     def pseudo_labels(self) -> tuple[Target, ...]:
         """The targets that the encoder predicts in training."""
-        return self._possible_labels if self.asks_encoder and self.encoder_predicts else ()
+        asks = self.asks_encoder and self.encoder_predicts
+        return possible_labels(self.source, self.targets) if asks else ()
 
     @property
     def predicts_depth(self) -> bool:
         """Whether the encoder must predict depth, in the unit of its cameras."""
         return self.source == "predicted" and (self.uses_depth or "depth" in self.targets)
 
-    @property
-    def _possible_labels(self) -> tuple[Target, ...]:
-        return tuple(target for target in self.targets if target in PSEUDO_LABELS[self.source])
-
-    def needs_prediction(self, scene: LoadedScene, *, training: bool) -> bool:
+    def needs_prediction(self, scene: PreparedScene, *, training: bool) -> bool:
         """Return whether a scene gets the geometry encoder's cameras."""
         may_need = self.predicts_cameras or (bool(self.pseudo_labels) and training)
         return may_need and (self.source == "predicted" or scene.cameras is None)

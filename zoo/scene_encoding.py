@@ -28,11 +28,11 @@ from zoo.errors import InputError
 from zoo.fusions import Fusion
 from zoo.fusions.base import resize_grid
 from zoo.geometry.base import GeometryEncoder, covers, encoder_frames, resample_depth
-from zoo.geometry.cache import EVERY_FRAME, check_grid, geometry_of_frames, shown_frames
+from zoo.geometry.cache import check_grid, geometry_of_frames
 from zoo.model_spec import CameraPlan
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import Grid, LoadedScene, TeacherTargets
+from zoo.sequences.loaded_scene import EVERY_FRAME, FrameRules, Grid, PreparedScene, TeacherTargets
 from zoo.sequences.position_ids import check_all_have_cameras, valid_index
 from zoo.values import check_count, check_shape
 
@@ -61,7 +61,7 @@ class EncodedScene:
         raw_depth: The view mixer's depth prediction for each 2D token, see `ViewMixer.raw_depth`. None without one.
     """
 
-    scene: LoadedScene
+    scene: PreparedScene
     visual: VisualTokens
     cameras: PatchCameras | None = None
     points: Float[Tensor, "tokens 3"] | None = None
@@ -144,13 +144,10 @@ class GeometryInputs(NamedTuple):
     window: Window | None
 
 
-def geometry_inputs(
-    encoder: GeometryEncoder, scene: LoadedScene, shown: slice, patch_size: int, *, whole_frames: bool = False
-) -> GeometryInputs:
+def geometry_inputs(encoder: GeometryEncoder, scene: PreparedScene, shown: slice, rules: FrameRules) -> GeometryInputs:
     """Return the inputs of a geometry encoder for a scene. The encoder may be the model's or a teacher's.
 
-    `shown` are the frames that the encoder sees, `patch_size` is the vision encoder's, in pixels, and `whole_frames`
-    is the fusion's.
+    `shown` are the frames that the encoder sees, and `rules` say how the model reads frames.
 
     Raises:
         InputError: A cache receives frames whose patches differ from the vision encoder's.
@@ -159,7 +156,9 @@ def geometry_inputs(
     if scene.frames is None:
         return GeometryInputs(None, known, scene.vision_window)
     grid = scene.grid_thw[1:]
-    frames = encoder_frames(scene.frames[shown], patch_size, encoder.patch_size, grid, any_grid=whole_frames)
+    frames = encoder_frames(
+        scene.frames[shown], rules.patch_size, encoder.patch_size, grid, any_grid=rules.whole_frames
+    )
     check_grid(encoder, frames, grid)
     window = scene.vision_window or window_of_vision(frames, grid, encoder.patch_size)
     own = geometry_of_frames(known, frames, window)
@@ -199,24 +198,20 @@ def seen_by_vision(
 
 def encode_geometry(
     encoder: GeometryEncoder | None,
-    scenes: Sequence[LoadedScene],
-    patch_size: int,
+    scenes: Sequence[PreparedScene],
+    rules: FrameRules,
     *,
     tokens: bool,
     cameras: bool,
-    stills_once: bool = False,
-    whole_frames: bool = False,
 ) -> list[SceneGeometry | None]:
     """Return the geometry of each scene: the encoder's if the model reads it, otherwise the dataset's.
 
     Args:
         encoder: The geometry encoder. None in a model without one.
         scenes: Scenes of the batch.
-        patch_size: Patch size of the vision encoder in pixels.
+        rules: How the model reads frames. Where the encoder sees an image once, its output serves both equal frames.
         tokens: Whether the model reads 3D tokens.
         cameras: Whether some scene needs predicted cameras.
-        stills_once: Whether the encoder sees the two equal frames of an image once. Its output then serves both.
-        whole_frames: See `Fusion`.
 
     Raises:
         InputError: The encoder needs frames, and a scene has none.
@@ -224,15 +219,15 @@ def encode_geometry(
     dataset = [scene.geometry for scene in scenes]
     if encoder is None or not (tokens or cameras):
         return dataset
-    # 1. Use geometry that data workers read from a cache, and compute the rest.
+    # Use geometry that data workers read from a cache, and compute the rest.
     found = {i: scene.cached_geometry for i, scene in enumerate(scenes) if scene.cached_geometry is not None}
-    shown = [shown_frames(scene.kind, stills_once) for scene in scenes]
+    shown = [rules.shown_to_geometry(scene.kind) for scene in scenes]
     windows = {i: scene.vision_window for i, scene in enumerate(scenes)}
     if rest := [i for i in range(len(scenes)) if i not in found]:
         if encoder.requires_frames and any(scenes[i].frames is None for i in rest):
             name = type(encoder.meta_encoder).__name__
             raise InputError(f"{name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
-        views = [geometry_inputs(encoder, scenes[i], shown[i], patch_size, whole_frames=whole_frames) for i in rest]
+        views = [geometry_inputs(encoder, scenes[i], shown[i], rules) for i in rest]
         frames, given, own_windows = (list(each) for each in zip(*views, strict=True))
         windows |= dict(zip(rest, own_windows, strict=True))
         computed = encoder(frames, given, tokens=tokens, cameras=cameras)
@@ -243,26 +238,10 @@ def encode_geometry(
     for i, window in windows.items():
         if window is not None:
             grid = scenes[i].grid_thw[1:]
-            found[i] = seen_by_vision(found[i], window, grid, encoder.patch_size, whole_frames=whole_frames)
+            found[i] = seen_by_vision(found[i], window, grid, encoder.patch_size, whole_frames=rules.whole_frames)
     for i, frames_of in enumerate(shown):
         if frames_of != EVERY_FRAME:
             found[i] = found[i].repeated(TEMPORAL_PATCH_SIZE)
-    # 2. In a perturbed test, use the tokens of other scenes.
-    for i, other in enumerate(scene.geometry_override for scene in scenes):
-        if other == "nothing" and tokens:
-            found[i] = found[i].with_tokens_of(found[i], scale=0.0)
-        elif isinstance(other, LoadedScene) and tokens:
-            (source,) = encode_geometry(
-                encoder,
-                [other],
-                patch_size,
-                tokens=True,
-                cameras=False,
-                stills_once=stills_once,
-                whole_frames=whole_frames,
-            )
-            assert source is not None
-            found[i] = found[i].with_tokens_of(source)
     return [found[i] for i in range(len(scenes))]
 
 
@@ -274,6 +253,33 @@ def _check_geometry(encoder: GeometryEncoder, geometry: SceneGeometry, frames: i
     for name, what, sides in (("world_to_camera", "poses (S, 4, 4)", (4, 4)), ("K_normalized", "K (S, 3, 3)", (3, 3))):
         if (value := getattr(geometry, name)) is not None:
             check_shape(part, what, value, frames, *sides)
+
+
+def override_tokens(
+    geometry: Sequence[SceneGeometry | None],
+    scenes: Sequence[PreparedScene],
+    encoder: GeometryEncoder | None,
+    rules: FrameRules,
+) -> list[SceneGeometry | None]:
+    """Replace the 3D tokens of scenes in a perturbed test, see `PreparedScene.geometry_override`.
+
+    Args:
+        geometry: Geometry of each scene. Scenes whose tokens are replaced have some.
+        scenes: Scenes of the batch.
+        encoder: The geometry encoder.
+        rules: How the model reads frames.
+    """
+    found = list(geometry)
+    for i, (own, other) in enumerate(zip(geometry, (scene.geometry_override for scene in scenes), strict=True)):
+        if own is None or other is None:
+            continue
+        if isinstance(other, PreparedScene):
+            (source,) = encode_geometry(encoder, [other], rules, tokens=True, cameras=False)
+            assert source is not None
+            found[i] = own.with_tokens_of(source)
+        else:
+            found[i] = own.with_tokens_of(own, scale=0.0)
+    return found
 
 
 # ---- 3. Cameras and targets -----------------------------------------------------------------------------------------

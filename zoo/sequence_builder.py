@@ -22,7 +22,7 @@ from zoo.errors import InputError
 from zoo.model_spec import ModelSpec
 from zoo.sequences.batch import Prompt, Sequences
 from zoo.sequences.layout import ExtraTokens, MediaKind, SequenceLayout, is_contiguous
-from zoo.sequences.loaded_scene import LoadedScene, VisionInputs
+from zoo.sequences.loaded_scene import PreparedScene, VisionInputs
 from zoo.sequences.packing import IGNORED, PREFIX, QuestionPlaces, Row, ScenePacking, pack_questions, shared_length
 from zoo.sequences.position_ids import DeferredPositions, check_all_have_cameras, layout_position_ids, valid_index
 from zoo.sequences.time_index import ConstantIndex, PoseTimeIndex, TimeIndex
@@ -64,7 +64,7 @@ class SupervisedTokens(NamedTuple):
 
 def visual_sources(
     layout: SequenceLayout,
-    scenes: Sequence[LoadedScene],
+    scenes: Sequence[PreparedScene],
     scene_index: Sequence[Sequence[int]],
     extra_tokens: ExtraTokens,
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " K"]]:
@@ -124,7 +124,7 @@ class SequenceBuilder:
         merged = merge_cameras(geometry, self.spec.merged_camera)
         return merged._replace(is_complete=bool(merged.has_camera.all()))
 
-    def vision(self, scenes: Sequence[LoadedScene]) -> VisionInputs | None:
+    def vision(self, scenes: Sequence[PreparedScene]) -> VisionInputs | None:
         """Return the vision encoder's inputs for all scenes together. Returns None without scenes."""
         grids = [grid for scene in scenes for grid in scene.vision_grids]
         return self.spec.vision.inputs(grids) if grids and self.spec.vision is not None else None
@@ -135,7 +135,7 @@ class SequenceBuilder:
         self,
         rows: Sequence[Row],
         scene_of: Sequence[int],
-        scenes: Sequence[LoadedScene],
+        scenes: Sequence[PreparedScene],
         *,
         max_tokens: int | None = None,
         packs_scenes: bool = False,
@@ -180,7 +180,7 @@ class SequenceBuilder:
         self,
         input_ids: Int[Tensor, "S L"],
         mask: Bool[Tensor, "S L"],
-        scenes: Sequence[LoadedScene],
+        scenes: Sequence[PreparedScene],
         scene_index: Sequence[Sequence[int]],
         *,
         labels: Int[Tensor, "S L"] | None = None,
@@ -254,7 +254,7 @@ class SequenceBuilder:
         self,
         layout: SequenceLayout,
         time_index: TimeIndex,
-        rows: Sequence[Sequence[LoadedScene]],
+        rows: Sequence[Sequence[PreparedScene]],
         cameras: Cameras | None,
     ) -> Int[Tensor, "3 S L"]:
         """Compute the position ids of sequences about the scenes of each row."""
@@ -272,7 +272,7 @@ class SequenceBuilder:
         )
 
     def layout(
-        self, input_ids: Int[Tensor, "S L"], mask: Bool[Tensor, "S L"], rows: Sequence[Sequence[LoadedScene]]
+        self, input_ids: Int[Tensor, "S L"], mask: Bool[Tensor, "S L"], rows: Sequence[Sequence[PreparedScene]]
     ) -> SequenceLayout:
         """Locate the visual tokens of sequences about the scenes of each row."""
         shown = [scene for row in rows for scene in row]
@@ -288,7 +288,7 @@ class SequenceBuilder:
         )
 
     def _known_cameras(
-        self, rows: Sequence[Sequence[LoadedScene]], layout: SequenceLayout, given: Cameras | None
+        self, rows: Sequence[Sequence[PreparedScene]], layout: SequenceLayout, given: Cameras | None
     ) -> Cameras | None:
         """Return the cameras and camera index of each sequence. None without cameras, or if some are predicted."""
         spec = self.spec
@@ -319,7 +319,7 @@ class SequenceBuilder:
         self,
         prompts: Sequence[Sequence[int]],
         scene_index: Sequence[Sequence[int]],
-        scenes: Sequence[LoadedScene],
+        scenes: Sequence[PreparedScene],
         questions_per_pass: int = 8,
     ) -> list[Prompt]:
         """Group prompts that share a prefix, so that the prefix is decoded once.

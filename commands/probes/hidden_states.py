@@ -20,7 +20,6 @@ from zoo.cameras.scene_geometry import PatchCameras, merge_cameras
 from zoo.encodings.base import CameraModule
 from zoo.model import SpatialVLM
 from zoo.model_spec import ModelSpec
-from zoo.objectives.base import decode
 from zoo.precision import answer_precision, to_float32
 from zoo.scene_encoding import EncodedScene, token_depth
 from zoo.sequences.batch import Batch
@@ -81,10 +80,8 @@ def _states_of(model: SpatialVLM, batch: Batch, questions: Sequence[Question], t
     sequences = batch.sequences
     assert sequences is not None
     scenes = model.encode_scenes(batch)
-    inputs = model.decoder_inputs(scenes, sequences)
-    layers = range(model.backbone.decoder_layout.num_layers)
-    decoded = decode(model.backbone, layers, inputs, scenes, sequences)
-    decoded.layers = {-1: inputs["inputs_embeds"], **decoded.layers}
+    decoded = model.hidden_states(scenes, sequences, range(model.backbone.decoder_layout.num_layers))
+    decoded.layers = {-1: model.decoder_inputs(scenes, sequences)["inputs_embeds"], **decoded.layers}
     scene = batch.scenes[0]
     # 1. Visual tokens without extra tokens. They do not depend on the question.
     per_step = scene.tokens_per_step

@@ -54,7 +54,7 @@ from zoo.geometry.vggt import cameras_to_pose_encoding
 from zoo.model_spec import ModelSpec
 from zoo.scene_encoding import encode_geometry
 from zoo.sequences.layout import ExtraTokens
-from zoo.sequences.loaded_scene import LoadedScene
+from zoo.sequences.loaded_scene import FrameRules, LoadedScene
 
 QUESTION = "How large is this room?"
 
@@ -78,8 +78,7 @@ def loaded(rooms_root: Path, frames_as: str, requirements: ModelSpec, frames: in
 def test_inputs_are_those_of_the_stock_processor(loader: type, frames_as: str, rooms_root: Path) -> None:
     model = SpatialVLM(loader())
     backbone = model.backbone
-    token_px = backbone.patch_size * backbone.spatial_merge_size
-    needs = ModelSpec(token_px=token_px, image_pixels=backbone.image_pixels)
+    needs = ModelSpec(frames=FrameRules(backbone.patch_size, backbone.image_pixels))
     scene = loaded(rooms_root, frames_as, needs)
     assert scene.error is None and scene.num_images == 5 and len(scene.frame_indices) == 10
     made = QuestionCollate(model.model_spec())([scene])
@@ -374,7 +373,7 @@ def test_predicted_cameras_are_those_of_what_the_vision_encoder_sees(
     with torch.no_grad():
         (own,) = vggt([frames[::2] / 255], [None], tokens=True, cameras=True)
         (found,) = encode_geometry(
-            vggt, scenes, model.backbone.patch_size, tokens=tokens, cameras=True, stills_once=True
+            vggt, scenes, replace(model.frame_rules, stills_once=True), tokens=tokens, cameras=True
         )
     assert own.K_normalized is not None and found.K_normalized is not None and found.world_to_camera is not None
     (first, rows), (top, kept) = seen
@@ -414,7 +413,9 @@ def test_a_teacher_shows_what_the_vision_encoder_sees(
     encoder, teacher = vggt(), Teacher(vggt, scale=Whole)
     encoder.enable_head("depth")
     with torch.no_grad():
-        (expected,) = encode_geometry(encoder, scenes, patch_size, tokens=True, cameras=True, stills_once=True)
+        (expected,) = encode_geometry(
+            encoder, scenes, FrameRules(patch_size, stills_once=True), tokens=True, cameras=True
+        )
     teacher.targets = frozenset({"pose_enc", "depth", "meters_per_unit"})
     (found,) = teacher(scenes, patch_size)
     assert found is not None and found.depth is not None and found.meters_per_unit == 2 and not found.tokens

@@ -495,7 +495,7 @@ def test_each_pixel_keeps_its_ray_and_its_depth(factor: float, place: tuple[floa
 
 def test_training_scenes_alone_change_by_their_draw(rooms_root: Path, tmp_path: Path) -> None:
     task = SimpleNamespace(model_spec=lambda training=False: ModelSpec(requires_cameras=True))
-    position = dict(global_rank=0, world_size=1, ckpt_path=None, is_global_zero=True, global_step=0)
+    position = dict(global_rank=0, world_size=1, ckpt_path=None, is_global_zero=True, global_step=0, callbacks=[])
     data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root)), augmentation=RandomFocalLength(1.5))
     data.trainer = cast(
         Any, SimpleNamespace(lightning_module=task, default_root_dir=tmp_path, limit_test_batches=1.0, **position)

@@ -264,7 +264,7 @@ def test_extra_tokens_and_labels_of_the_blocks(extra: ExtraTokens) -> None:
 def test_a_folder_without_times_is_an_error_and_images_need_none(tmp_path: Path) -> None:
     model = SpatialVLM(TinyQwen3VL())
     needs, bounds = model.model_spec(), PixelBounds(1024, 65536, legacy_folder_resize=False)
-    assert needs.requires_frame_times and needs.token_px == 32
+    assert needs.requires_frame_times and needs.frames.token_px == 32
     collate = QuestionCollate(needs)
 
     def read(scene: Scene, requirements: Any = needs) -> LoadedScene:

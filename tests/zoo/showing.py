@@ -35,7 +35,7 @@ def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict
             continue
         steps, rows, columns = what if kind == "v" else (1, *what)
         name, suffix = ("video", "_videos") if kind == "v" else ("image", "")
-        token_side = spec.token_side((steps if kind == "v" else stills, rows, columns))
+        token_side = spec.frames.token_side((steps if kind == "v" else stills, rows, columns))
         view = (rows // token_side) * (columns // token_side)
         per_view = view + model.extra_tokens.count(view)
         token = getattr(config, f"{name}_token_id")

@@ -194,7 +194,9 @@ def walk(model: VideoQATask, given: dict[str, Any], later: int = 0, turned: bool
     assert sequences is not None and sequences.position_ids is not None
     (encoded,), (seen,) = model.model.encode_scenes(asked), encode_vision(backbone, asked)
     visual = seen.visual
-    (geometry,) = encode_geometry(model.model.geometry, asked.scenes, backbone.patch_size, tokens=True, cameras=False)
+    (geometry,) = encode_geometry(
+        model.model.geometry, asked.scenes, model.model.frame_rules, tokens=True, cameras=False
+    )
     own = model.model.fusion.deep_features(geometry, asked.scenes[0].grid_thw, visual.tokens.dtype)  # type: ignore
     added: dict[int, Tensor] = {}
     for features in (visual.deepstack, own):

@@ -36,8 +36,8 @@ from zoo.checkpoints import (
 from zoo.checkpoints.export import export_model, unofficial_parts
 from zoo.fusions.geothinker import Interaction
 from zoo.media import Media, batch_of_media
-from zoo.model_spec import ModelSpec
 from zoo.scene_encoding import encode_vision
+from zoo.sequences.loaded_scene import FrameRules
 from zoo.tasks import VideoQATask
 
 HERE = Path(__file__).parents[1] / "golden"
@@ -97,7 +97,7 @@ def test_a_model_equals_the_published_one(case: str) -> None:
 @pytest.mark.parametrize(("family", "px"), [("qwen2_5_vl", 28), ("qwen3_vl", 32)])
 def test_pictures_tokens_and_groups_have_the_published_sizes(family: str, px: int) -> None:
     fusion = GeoThinkerFusion(32, 8, hidden=8)
-    rule = ModelSpec(compress_beyond=8)
+    rule = FrameRules(compress_beyond=8)
     for row in json.loads((GOLDEN / "geothinker/preprocess/sizes.json").read_text())["rows"]:
         expected, picture = row[family], torch.zeros(1, 3, row["height"], row["width"], dtype=torch.uint8)
         for fit, name in (("crop", "train_grid_thw"), ("resize", "eval_grid_thw")):
@@ -292,8 +292,8 @@ def test_settings_and_views_that_do_not_fit_are_one_line() -> None:
     with pytest.raises(InputError, match="groups"):
         GeoThinkerFusion(16, 8, groups="frame")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="views of 2 x 8 patches are too small, 4 x 4 make a token"):
-        ModelSpec(compress_beyond=1).token_side((2, 2, 8))
-    assert ModelSpec(compress_beyond=1).token_side((1, 2, 8)) == ModelSpec().token_side((2, 2, 8)) == 2
+        FrameRules(compress_beyond=1).token_side((2, 2, 8))
+    assert FrameRules(compress_beyond=1).token_side((1, 2, 8)) == FrameRules().token_side((2, 2, 8)) == 2
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_other_objectives_are_averaged_as_the_model_says() -> None:
             losses.append(float(weighted_losses([task.model.objectives["DepthPrediction"]], decoded)["loss"]))
         assert losses[2] == pytest.approx(of_first * losses[0] + (1 - of_first) * losses[1], rel=1e-4)
         assert losses[0] != pytest.approx(losses[1], rel=0.01)
-        assert GRPO().objective_weight(task, asked) == (0.3 if average == "questions" else 1)
+        assert GRPO().objective_weight(task.model, asked) == (0.3 if average == "questions" else 1)
 
 
 def test_advantages_by_the_rewards_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,55 +142,57 @@ def test_advantages_by_the_rewards_of_all_processes(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(algorithm._advantages(own), alone)
 
 
-def test_dapo_counts_the_tokens_of_all_processes_by_one_reduction() -> None:
+def begun(task: VideoQATask, **options: Any) -> GRPO:
+    """Return an algorithm that has begun the training of a task."""
+    strategy = SimpleNamespace(on_validation_start=lambda: None, on_validation_end=lambda: None)
+    precision = SimpleNamespace(forward_context=nullcontext)
+    trainer: Any = SimpleNamespace(strategy=strategy, precision_plugin=precision, accumulate_grad_batches=1)
+    task._trainer = trainer
+    algorithm = GRPO(num_generations=COUNT, rewards=[AnswerFormat(".*")], **options)
+    algorithm.begin(task)
+    return algorithm
+
+
+def test_dapo_counts_the_tokens_of_all_processes_by_one_reduction(monkeypatch: pytest.MonkeyPatch) -> None:
     task, counted = tiny_model("plain"), []
     asked = two_scenes(task)
 
-    def reduce(tokens: Tensor, reduce_op: str) -> Tensor:
-        counted.append((float(tokens), reduce_op))
-        return tokens + 100  # of the other process
+    def all_reduce(tokens: Tensor) -> None:
+        counted.append(float(tokens))
+        tokens += 100  # of the other process
 
-    strategy = SimpleNamespace(reduce=reduce, on_validation_start=lambda: None, on_validation_end=lambda: None)
-    precision = SimpleNamespace(forward_context=nullcontext)
-    task._trainer = SimpleNamespace(strategy=strategy, world_size=2, precision_plugin=precision)  # type: ignore[assignment]
-    algorithm = GRPO(num_generations=COUNT, loss_type="dapo", rewards=[AnswerFormat(".*")])
-    algorithm.prepare(task, asked)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    algorithm = begun(task, loss_type="dapo")
+    algorithm.prepare(task.model, asked, task.call_as_in_validation)
     rollout = algorithm.rollout
-    assert rollout is not None and counted == [(sum(rollout.lengths), "sum")]
+    assert rollout is not None and counted == [sum(rollout.lengths)]
     assert rollout.num_tokens == (sum(rollout.lengths) + 100) / 2 and rollout.mask.sum() == sum(rollout.lengths)
     assert rollout.statistics["answers_cut"] == sum(length == NEW for length in rollout.lengths) / len(rollout.lengths)
     vars(asked)["num_answers"] = (0, 0)  # the batch only keeps this process in step
-    algorithm.prepare(task, asked)
-    assert counted[1:] == [(0.0, "sum")] and algorithm.rollout is not None
+    algorithm.prepare(task.model, asked, task.call_as_in_validation)
+    assert counted[1:] == [0.0] and algorithm.rollout is not None
     assert not algorithm.rollout.mask.any() and not algorithm.rollout.advantages.any()
 
 
 @pytest.mark.parametrize(("loss_type", "share"), [("grpo", 0.5), ("dr_grpo", 0.5), ("dapo", 1.0)])
-def test_a_batch_counts_by_its_answers_in_its_step(
-    loss_type: Any, share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_counts_by_its_answers_in_its_step(loss_type: Any, share: float) -> None:
     """With 5 of the 10 answers of its step. DAPO counts the tokens of the step instead."""
     task, losses = tiny_model("plain").train(), []
     modes: set[bool] = set()
     layer = task.model.backbone.decoder.layers[0]
     layer.register_forward_pre_hook(lambda module, _: modes.add(module.training))
-    for name in ("log", "log_dict"):
-        monkeypatch.setattr(task, name, lambda *_, **__: None)
-    strategy = SimpleNamespace(
-        reduce=lambda tokens, reduce_op: tokens, on_validation_start=lambda: None, on_validation_end=lambda: None
-    )
-    precision = SimpleNamespace(forward_context=nullcontext)
-    task._trainer = SimpleNamespace(strategy=strategy, world_size=1, precision_plugin=precision)  # type: ignore[assignment]
-    algorithm = GRPO(num_generations=COUNT, loss_type=loss_type, rewards=[AnswerFormat(".*")])
+    algorithm = begun(task, loss_type=loss_type)
     for step in (None, OptimizerStep(num_answers=10, num_batches=1)):
         asked = two_scenes(task)
         vars(asked)["step"] = step
         torch.manual_seed(0)
-        algorithm.prepare(task, asked)
+        algorithm.prepare(task.model, asked, task.call_as_in_validation)
         assert algorithm.rollout is not None and modes == {False}  # answers are sampled in eval mode
         algorithm.rollout = replace(algorithm.rollout, advantages=torch.ones(5 * COUNT))
         modes.clear()
-        losses.append(float(algorithm.training_loss(task, asked).detach()))
+        losses.append(float(algorithm.step_loss(task.model, asked, None).loss.detach()))
         assert modes == {True}
         modes.clear()
     assert losses[0] < -0.01 and losses[1] == pytest.approx(share * losses[0], rel=1e-5)
@@ -207,7 +209,8 @@ def test_later_turns_of_a_conversation_are_not_asked_and_do_not_count() -> None:
 def test_options_that_do_not_fit_are_refused() -> None:
     def begin(accumulated: int = 1, penalty: float = 1.0, **options: Any) -> None:
         trainer: Any = SimpleNamespace(accumulate_grad_batches=accumulated)
-        task: Any = SimpleNamespace(trainer=trainer, repetition_penalty=penalty, data_settings=DataSettings())
+        settings = {"repetition_penalty": penalty, "max_new_tokens": NEW, "data_settings": DataSettings()}
+        task: Any = SimpleNamespace(trainer=trainer, **settings)
         GRPO(**options).begin(task)
 
     of_a_step: list[dict[str, Any]] = [

@@ -73,7 +73,7 @@ def step(task: VideoQATask, sizes: BatchSizes, precision: str, backward: bool = 
 
 
 def sizes_for(task: VideoQATask, **more: int) -> BatchSizes:
-    side = 4 * task.model_spec().token_px
+    side = 4 * task.model.frame_rules.token_px
     return BatchSizes(num_frames=8, height=side, width=side, **more)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -460,6 +461,23 @@ class Backbone(nn.Module, ABC):
             An object with `last_hidden_state` (B, L, D) and `cache`.
         """
         return self.decoder(**inputs, cache=cache, use_cache=use_cache)
+
+    @contextmanager
+    def layer_outputs(self, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+        """Keep the outputs of some decoder layers by number while the context is open.
+
+        The forward hooks lie outside of gradient checkpointing, which wraps the forward of a layer.
+        """
+        kept: dict[int, Tensor] = {}
+        with ExitStack() as stack:
+            for number in layers:
+
+                def keep(_: Any, __: Any, output: Tensor, number: int = number) -> None:
+                    kept[number] = output
+
+                handle = self.decoder.layers[number].register_forward_hook(keep)
+                stack.callback(handle.remove)
+            yield kept
 
     def encode_cameras(self, encoding: CameraEncoding, cameras: Cameras) -> EncodedCameras:
         """Return the encoding of these cameras for one forward pass of this decoder."""

@@ -43,7 +43,7 @@ def official_3d_tokens(
     sides = geometry.patches.shape[1:3] if image_grid_thw is None else image_grid_thw[0, 1:].tolist()
     grid = len(frames), *(side // SPATIAL_MERGE_SIZE * SPATIAL_MERGE_SIZE for side in sides)
     doubled = geometry.repeated(TEMPORAL_PATCH_SIZE)
-    tokens = model.fusion.layer_tokens(doubled, grid, model.model_spec().token_side(grid), geometry.patches.dtype)
+    tokens = model.fusion.layer_tokens(doubled, grid, model.frame_rules.token_side(grid), geometry.patches.dtype)
     assert tokens is not None
     return [tokens.flatten(0, 1)]
 

@@ -23,7 +23,8 @@ from zoo.files.cache import Cache, Key, Tensors
 from zoo.files.fingerprint import DIGITS, content_fingerprint, fingerprint
 from zoo.geometry.base import DatasetGeometries, Frames, GeometryEncoder, Head, resample_depth, resample_frames
 from zoo.precision import full_precision
-from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
+from zoo.sequences.layout import MediaKind
+from zoo.sequences.loaded_scene import FrameRules
 from zoo.weights.load import read_weights
 
 VERSION = 1  # raise it when encoders compute something else from the same weights, so that no entry is stale
@@ -169,13 +170,6 @@ def pixels_fingerprint(frames: Shaped[Tensor, "S 3 H W"]) -> str:
 
 # ---- Reading in data workers, so that a step waits neither for a disk nor for a hash --------------------------------
 
-EVERY_FRAME = slice(None)
-
-
-def shown_frames(kind: MediaKind, stills_once: bool) -> slice:
-    """Return the frames of a scene that the geometry encoder sees. The two equal frames of an image may count once."""
-    return slice(None, None, TEMPORAL_PATCH_SIZE) if stills_once and kind == "image" else EVERY_FRAME
-
 
 def geometry_of_frames(
     geometry: SceneGeometry | None, frames: Shaped[Tensor, "S 3 H W"], window: Window | None
@@ -200,7 +194,7 @@ class GeometryReader:
         tokens: Whether the model uses 3D tokens.
         predicted_cameras: Whether the model may use predicted cameras.
         only_predicted: Whether the model uses predicted cameras also for scenes with cameras.
-        stills_once: See `encode_geometry`.
+        rules: How the model reads frames.
         is_resampled: Whether the encoder's patch size differs from the vision encoder's, see `check_grid`.
     """
 
@@ -209,7 +203,7 @@ class GeometryReader:
     tokens: bool
     predicted_cameras: bool
     only_predicted: bool
-    stills_once: bool = False
+    rules: FrameRules = FrameRules()
     is_resampled: bool = False
 
     def read(
@@ -233,7 +227,7 @@ class GeometryReader:
         cameras = self.predicted_cameras and (self.only_predicted or not has_cameras)
         if not (self.tokens or cameras):
             return None
-        shown = shown_frames(kind, self.stills_once)
+        shown = self.rules.shown_to_geometry(kind)
         own = geometry_of_frames(given and given[shown], frames, window)
         found = []
         for key in self.keys.of(frames[shown], own, tokens=self.tokens, cameras=cameras).values():

@@ -12,16 +12,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.backbones.base import Backbone, VisualTokens
+from zoo.backbones.base import VisualTokens
 from zoo.configuration import Configurable
 from zoo.encodings.base import CameraModule, EncodedCameras
 from zoo.errors import InputError
@@ -31,7 +30,7 @@ from zoo.precision import to_float32
 from zoo.scene_encoding import EncodedScene
 from zoo.sequences.batch import Sequences
 from zoo.sequences.layout import ExtraTokens
-from zoo.sequences.loaded_scene import LoadedScene, TeacherTarget
+from zoo.sequences.loaded_scene import PreparedScene, TeacherTarget
 from zoo.values import check_shape
 
 AverageRule = Literal["questions", "micro_batch_tokens"]
@@ -229,33 +228,6 @@ class Decoded:
         return [row for row, (shown, count) in enumerate(rows) if count and shown[0] == scene]
 
 
-def decode(
-    backbone: Backbone,
-    layers: Sequence[int],
-    inputs: Mapping[str, Any],
-    scenes: Sequence[EncodedScene],
-    sequences: Sequences,
-    average: Average = AVERAGES["questions"],
-) -> Decoded:
-    """Run the decoder and keep the outputs of some layers, unpacked to rows where scenes share sequences.
-
-    The forward hooks lie outside of gradient checkpointing, which wraps the forward of a layer.
-    """
-    kept: dict[int, Tensor] = {}
-    with ExitStack() as stack:
-        for number in layers:
-
-            def keep(_: Any, __: Any, output: Tensor, number: int = number) -> None:
-                kept[number] = output
-
-            handle = backbone.decoder.layers[number].register_forward_hook(keep)
-            stack.callback(handle.remove)
-        hidden = backbone.decode(inputs).last_hidden_state
-    if (packing := sequences.packing) is not None:
-        hidden, kept = packing.unpack(hidden), {number: packing.unpack(output) for number, output in kept.items()}
-    return Decoded(scenes, sequences, hidden, kept, backbone.lm_head, average, inputs.get("camera_encoding"))
-
-
 # ---- Base class of objectives ---------------------------------------------------------------------------------------
 
 
@@ -324,7 +296,7 @@ class Objective(Configurable, nn.Module, ABC):
     def check_camera_parts(self, parts: Sequence[CameraModule]) -> None:
         """Raise an InputError if the objective needs a camera part that the model lacks."""
 
-    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[LoadedScene]) -> Sequence[VisualTokens]:
+    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[PreparedScene]) -> Sequence[VisualTokens]:
         """Change the 2D tokens of a training step before view mixing and fusion. Most objectives do not.
 
         Objectives are called in the order in which they are listed. The tokens of each scene have shape (t, n, D).
@@ -469,7 +441,7 @@ def append_view_token(objectives: Iterable[Objective], visual: VisualTokens, *, 
     return visual
 
 
-def end_token(objectives: Iterable[Objective], scene: LoadedScene, *, training: bool) -> Float[Tensor, " D"] | None:
+def end_token(objectives: Iterable[Objective], scene: PreparedScene, *, training: bool) -> Float[Tensor, " D"] | None:
     """Return the learned token after the last view of a video. None without one, and for images."""
     own = (each for each in objectives if each.has_token(training) and each.extra_tokens is ExtraTokens.END)
     tokens = [objective.token for objective in own]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo.backbones.base import VisualTokens
 from zoo.errors import InputError
 from zoo.objectives.base import Decoded, Objective
-from zoo.sequences.loaded_scene import LoadedScene
+from zoo.sequences.loaded_scene import PreparedScene
 
 
 class MaskedViews(Objective):
@@ -19,7 +19,7 @@ class MaskedViews(Objective):
     A model that can answer from its 2D tokens ignores the 3D tokens beside them. Masking 2D tokens is GeoSR's remedy.
     This objective has no loss and changes nothing at inference. DeepStack features of a masked token are zero.
 
-    A mask depends on `LoadedScene.draw`, which follows from the data's seed, the scene and the epoch. The mask ratio
+    A mask depends on `PreparedScene.draw`, which follows from the data's seed, the scene and the epoch. The mask ratio
     depends on the questions of the optimizer step. A resumed run therefore draws the same masks as an uninterrupted
     one, and a scene has the same mask for any number of processes.
 
@@ -53,7 +53,7 @@ class MaskedViews(Objective):
         ratios = [self.mask_ratio_by_type.get(kind, self.mask_ratio) for kind in question_types] or [self.mask_ratio]
         return sum(ratios) / len(ratios)
 
-    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[LoadedScene]) -> Sequence[VisualTokens]:
+    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[PreparedScene]) -> Sequence[VisualTokens]:
         """See `Objective`."""
         changed = []
         for (tokens, deepstack), scene in zip(visual, scenes, strict=True):

@@ -29,7 +29,7 @@ from zoo.objectives.teacher import TeacherObjective
 from zoo.precision import full_precision
 from zoo.scene_encoding import geometry_inputs, seen_by_vision, window_of_vision
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import LoadedScene, TeacherTarget, TeacherTargets
+from zoo.sequences.loaded_scene import FrameRules, PreparedScene, TeacherTarget, TeacherTargets
 
 
 class Teacher(Configurable):
@@ -157,7 +157,7 @@ class Teacher(Configurable):
         )
 
     @torch.no_grad()
-    def __call__(self, scenes: Sequence[LoadedScene], patch_size: int) -> list[TeacherTargets | None]:
+    def __call__(self, scenes: Sequence[PreparedScene], patch_size: int) -> list[TeacherTargets | None]:
         """Compute the targets of scenes. `shuffled` may leave some without targets (None).
 
         Args:
@@ -179,12 +179,12 @@ class Teacher(Configurable):
             targets = self._compute(scenes, patch_size)
         return _exchanged(targets) if self.shuffled else list(targets)
 
-    def _compute(self, scenes: Sequence[LoadedScene], patch_size: int) -> list[TeacherTargets]:
+    def _compute(self, scenes: Sequence[PreparedScene], patch_size: int) -> list[TeacherTargets]:
         encoder, every_patch = self.encoder, slice(None, None, TEMPORAL_PATCH_SIZE)
         frames, given, windows = [], [], []
         for scene in scenes:
             told_truly = replace(scene, geometry=scene.target_geometry)
-            view = geometry_inputs(encoder, told_truly, every_patch, patch_size)
+            view = geometry_inputs(encoder, told_truly, every_patch, FrameRules(patch_size))
             assert view.frames is not None
             covered = window_of_vision(view.frames, scene.grid_thw[1:], encoder.patch_size)
             if self.wanted["tokens"] and scene.vision_window not in (None, covered):
@@ -201,7 +201,7 @@ class Teacher(Configurable):
 
     def _targets(
         self,
-        scene: LoadedScene,
+        scene: PreparedScene,
         found: SceneGeometry,
         frames: Tensor,
         given: SceneGeometry | None,

@@ -40,7 +40,7 @@ from zoo.objectives.teacher import (
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch
 from zoo.sequences.layout import ExtraTokens, Placeholders, SequenceLayout, owners
-from zoo.sequences.loaded_scene import LoadedScene, TeacherTargets
+from zoo.sequences.loaded_scene import PreparedScene, TeacherTargets
 from zoo.sequences.packing import IGNORED
 from zoo.sequences.position_ids import layout_position_ids
 from zoo.sequences.time_index import SpanIndex
@@ -400,7 +400,7 @@ def run_official(
     )
     pixels = inputs["pixel_values_videos"].float().split(grids.prod(1).tolist())
     scenes = [
-        LoadedScene(pixel_values=patches, grid_thw=tuple(grid.tolist()))
+        PreparedScene(pixel_values=patches, grid_thw=tuple(grid.tolist()))
         for patches, grid in zip(pixels, grids, strict=True)
     ]
     builder = SequenceBuilder(model.model_spec(training=True))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.cameras import Cameras
 from zoo.cameras.cameras import CameraRuns
-from zoo.sequences.loaded_scene import LoadedScene, OptimizerStep, VisionInputs
+from zoo.sequences.loaded_scene import OptimizerStep, PreparedScene, VisionInputs
 from zoo.sequences.packing import QuestionPlaces, ScenePacking
 from zoo.sequences.position_ids import DeferredPositions
 from zoo.values import Movable
@@ -166,7 +166,7 @@ class Batch(Movable):
         step: The optimizer step that a training batch belongs to. None for other batches.
     """
 
-    scenes: list[LoadedScene]
+    scenes: list[PreparedScene]
     vision: VisionInputs | None
     sequences: Sequences | None
     prompts: list[Prompt]
@@ -178,7 +178,7 @@ class Batch(Movable):
 
     def __init__(
         self,
-        scenes: Sequence[LoadedScene],
+        scenes: Sequence[PreparedScene],
         vision: VisionInputs | None = None,
         sequences: Sequences | None = None,
         prompts: Sequence[Prompt] = (),

@@ -1,4 +1,4 @@
-"""A scene on its way from the dataset to the model, and the vision encoder's inputs besides patches."""
+"""A scene as the dataset reads it and as the model does, and the vision encoder's inputs besides patches."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.cameras.scene_geometry import PatchCameras, SceneGeometry, Window
-from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, MediaKind
+from zoo.errors import InputError
+from zoo.sequences.layout import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, MediaKind
 from zoo.values import Movable
 
 Grid = tuple[int, int, int]  # (t, h, w) in patches before spatial merging
+EVERY_FRAME = slice(None)
 
 
 class Segments(Movable):
@@ -64,6 +66,52 @@ class VisionRules(ABC):
     @abstractmethod
     def inputs(self, grids: Sequence[Grid]) -> VisionInputs:
         """Return the encoder's inputs besides the patches, on the CPU."""
+
+
+@dataclass(frozen=True)
+class FrameRules:
+    """How a model reads the frames of a scene: its backbone, its fusion and its geometry encoder decide together.
+
+    Attributes:
+        patch_size: Side of a patch of the vision encoder in pixels.
+        image_pixels: Minimum and maximum number of pixels of an image, from the model's own processor.
+        compress_beyond: See `Fusion`.
+        stills_once: The geometry encoder sees an image once instead of as two equal frames.
+        whole_frames: See `Fusion`.
+        own_frames: The geometry encoder may see other frames than the backbone, in patches of its own size.
+    """
+
+    patch_size: int = 14
+    image_pixels: tuple[int, int] = IMAGE_PIXELS
+    compress_beyond: int | None = None
+    stills_once: bool = False
+    whole_frames: bool = False
+    own_frames: bool = False
+
+    @property
+    def token_px(self) -> int:
+        """Side of a visual token in pixels. The sides of resized frames are multiples of it."""
+        return self.patch_size * SPATIAL_MERGE_SIZE
+
+    def token_side(self, grid_thw: Grid) -> int:
+        """Return the patches per side in a visual token of a scene: twice as many where tokens are compressed.
+
+        Raises:
+            InputError: The views are too small to be compressed.
+        """
+        steps, *sides = grid_thw
+        if self.compress_beyond is None or steps <= self.compress_beyond:
+            return SPATIAL_MERGE_SIZE
+        if min(sides) < (side := 2 * SPATIAL_MERGE_SIZE):
+            raise InputError(
+                f"--model.fusion.compress_beyond {self.compress_beyond}: views of {sides[0]} x {sides[1]} patches are "
+                f"too small, {side} x {side} make a token: show larger frames or fewer views, or set it to null"
+            )
+        return side
+
+    def shown_to_geometry(self, kind: MediaKind) -> slice:
+        """Return the frames of a scene that the geometry encoder sees."""
+        return slice(None, None, TEMPORAL_PATCH_SIZE) if self.stills_once and kind == "image" else EVERY_FRAME
 
 
 # ---- A frozen teacher's outputs for the views of a scene, for objectives that learn from them -----------------------
@@ -127,38 +175,26 @@ class OptimizerStep(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LoadedScene(Movable):
-    """One scene, a video or a group of images: read by the dataset, prepared by `Collate`, encoded by the model.
+    """One scene, a video or a group of images, as the dataset reads it.
 
-    The dataset reads frames, cameras and depth. Augmentations and perturbations change them. `Collate` then cuts the
-    vision encoder's patches, merges the cameras of every two frames and drops what the model does not read. Values that
-    the host needs are Python values, so that no step waits for a GPU to read them.
+    Augmentations and perturbations change it. `Collate` then makes a `PreparedScene`.
 
     Attributes:
         name: "<dataset>/<scene_name>".
-        questions: Questions to ask. The model does not read them.
-        frames: Bytes, or floats in 0..1, two frames per temporal patch. After reading they have the vision encoder's
-            size. After preparation they have the geometry encoder's size, for models whose geometry encoder reads
-            frames.
-        geometry_frames: After reading, the same frames in the geometry encoder's own size, if it differs.
+        questions: Questions to ask.
+        frames: Bytes, or floats in 0..1, two frames per temporal patch, in the vision encoder's size.
+        geometry_frames: The same frames in the geometry encoder's own size, if it differs.
         vision_window: The part of the geometry encoder's frames that the vision encoder sees. None is all of them,
             except for a row or column of patches by which frames in the geometry encoder's own size may exceed the
             vision encoder's.
-        pixel_values: After preparation, the patches cut by the backbone's processor, ordered by temporal patch. Bytes
-            or normalized.
-        grid_thw: After preparation, (t, h, w) in patches before spatial merging. An image is one temporal patch.
-        token_side: After preparation, patches per side in a visual token, see `ModelSpec.token_side`.
         kind: "video" or "image".
         is_one_medium: The images are frames of a video and are shown together where the prompt has the video.
         labels: Text around these frames.
         frame_indices: Indices of the raw video frames.
         frame_times: Time of each frame in seconds. None for images, or if unknown.
-        seconds_per_grid: Seconds between two temporal patches. None uses the time index's nominal value.
+        seconds_per_grid: Seconds between two temporal patches. None if unknown.
         geometry: The dataset's cameras and depth of each frame, as the model is told them.
         true_geometry: The same with the true cameras, if the model is told others. None if `geometry` is true.
-        cached_geometry: Outputs of the geometry encoder that data workers read from a cache, instead of frames. None
-            runs the encoder.
-        cameras: After preparation, the dataset's camera of each temporal patch, merged from its frames. None without
-            cameras.
         geometry_override: In a perturbed test, another scene that provides the 3D tokens, or "nothing" for zeros.
         question_types: In training, the types of all questions about the scene in the optimizer step, including other
             batches, for objectives that depend on them.
@@ -171,13 +207,9 @@ class LoadedScene(Movable):
 
     name: str = ""
     questions: tuple[Any, ...] = ()
-    # inputs of the encoders
     frames: Shaped[Tensor, "S 3 _H _W"] | None = None
     geometry_frames: Shaped[Tensor, "S 3 _h _w"] | None = None
     vision_window: Window | None = None
-    pixel_values: Shaped[Tensor, "patches channels"] | None = None
-    grid_thw: Grid = (0, 0, 0)
-    token_side: int = SPATIAL_MERGE_SIZE
     # presentation in the prompt, and time
     kind: MediaKind = "video"
     is_one_medium: bool = False
@@ -188,8 +220,6 @@ class LoadedScene(Movable):
     # cameras, depth, 3D tokens
     geometry: SceneGeometry | None = None
     true_geometry: SceneGeometry | None = None
-    cached_geometry: SceneGeometry | None = None
-    cameras: PatchCameras | None = None
     geometry_override: LoadedScene | Literal["nothing"] | None = None
     # training
     question_types: Sequence[str] = ()
@@ -222,6 +252,59 @@ class LoadedScene(Movable):
     def num_images(self) -> int:
         """Number of images that the frames show, two frames each. 0 for a video."""
         return len(self.frame_indices or ()) // TEMPORAL_PATCH_SIZE if self.kind == "image" else 0
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedScene(Movable):
+    """One scene as the model reads it. `Collate.prepare` makes it from a `LoadedScene`.
+
+    Values that the host needs are Python values, so that no step waits for a GPU to read them.
+
+    Attributes:
+        name: As in `LoadedScene`, like the other attributes that are not described here.
+        pixel_values: The patches cut by the backbone's processor, ordered by temporal patch. Bytes or normalized.
+        grid_thw: (t, h, w) in patches before spatial merging. An image is one temporal patch.
+        token_side: Patches per side in a visual token, see `FrameRules.token_side`.
+        frames: The frames that the geometry encoder sees, for models whose geometry encoder reads frames.
+        vision_window: See `LoadedScene`.
+        kind: See `LoadedScene`.
+        frame_indices: See `LoadedScene`.
+        seconds_per_grid: Seconds between two temporal patches. None uses the time index's nominal value.
+        geometry: See `LoadedScene`.
+        true_geometry: See `LoadedScene`.
+        cached_geometry: Outputs of the geometry encoder that data workers read from a cache, instead of frames. None
+            runs the encoder.
+        cameras: The dataset's camera of each temporal patch, merged from its frames. None without cameras.
+        geometry_override: In a perturbed test, another scene that provides the 3D tokens, or "nothing" for zeros.
+        question_types: See `LoadedScene`.
+        draw: See `LoadedScene`.
+    """
+
+    name: str = ""
+    # inputs of the encoders
+    pixel_values: Shaped[Tensor, "patches channels"] | None = None
+    grid_thw: Grid = (0, 0, 0)
+    token_side: int = SPATIAL_MERGE_SIZE
+    frames: Shaped[Tensor, "S 3 _H _W"] | None = None
+    vision_window: Window | None = None
+    # presentation in the prompt, and time
+    kind: MediaKind = "video"
+    frame_indices: Sequence[int] | None = None
+    seconds_per_grid: float | None = None
+    # cameras, depth, 3D tokens
+    geometry: SceneGeometry | None = None
+    true_geometry: SceneGeometry | None = None
+    cached_geometry: SceneGeometry | None = None
+    cameras: PatchCameras | None = None
+    geometry_override: PreparedScene | Literal["nothing"] | None = None
+    # training
+    question_types: Sequence[str] = ()
+    draw: int = 0
+
+    @property
+    def target_geometry(self) -> SceneGeometry | None:
+        """See `LoadedScene`."""
+        return self.geometry if self.true_geometry is None else self.true_geometry
 
     @property
     def num_steps(self) -> int:

@@ -26,7 +26,6 @@ from zoo.objectives.grpo import (
     Aggregation,
     Level,
     LossType,
-    PolicyTerms,
     RewardScale,
     group_advantages,
     mean_over_tokens,
@@ -35,10 +34,10 @@ from zoo.objectives.grpo import (
 )
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch, Sequences
-from zoo.sequences.loaded_scene import LoadedScene, TeacherTargets
+from zoo.sequences.loaded_scene import PreparedScene, TeacherTargets
 from zoo.sequences.packing import IGNORED, Row
 from zoo.tasks.rewards import AnswerScore, Reward, RewardSum
-from zoo.tasks.video_qa import Algorithm
+from zoo.tasks.video_qa import Algorithm, StepLoss
 
 if TYPE_CHECKING:
     from zoo.tasks.video_qa import VideoQATask
@@ -74,7 +73,6 @@ class Rollout:
         advantages: Advantage of each answer.
         sampled_logps: Log-probabilities of the sampled tokens at the time of sampling.
         num_tokens: Divisor of the loss type `dapo`.
-        teacher_targets: Targets of the other objectives, see `SpatialVLM.forward`.
         ref_logps: Log-probabilities by the reference policy. None without a reference.
         old_logps: Log-probabilities by the policy before the first update. None until then, and with a single update.
         statistics: Statistics of answers and rewards, for the loggers.
@@ -87,7 +85,6 @@ class Rollout:
     advantages: Float[Tensor, " N"]
     sampled_logps: Float[Tensor, "N T"]
     num_tokens: float
-    teacher_targets: list[TeacherTargets | None] | None
     ref_logps: Float[Tensor, "N T"] | None
     old_logps: Float[Tensor, "N T"] | None
     statistics: dict[str, float]
@@ -136,7 +133,7 @@ def sample_answers(
 
 
 def answer_sequences(
-    builder: SequenceBuilder, sampled: Sequence[SampledAnswer], scenes: Sequence[LoadedScene], max_tokens: int | None
+    builder: SequenceBuilder, sampled: Sequence[SampledAnswer], scenes: Sequence[PreparedScene], max_tokens: int | None
 ) -> Sequences:
     """Build sequences with the sampled answers as supervised tokens. Answers about a scene share its prefix.
 
@@ -153,7 +150,7 @@ def answer_sequences(
     return builder.training(rows, [answer.scene for answer in sampled], outlines, max_tokens=max_tokens)
 
 
-def _outline(scene: LoadedScene) -> LoadedScene:
+def _outline(scene: PreparedScene) -> PreparedScene:
     """Return a copy of a scene on the CPU with only what sequences depend on: its grid and cameras."""
     outline = replace(scene, frames=None, geometry=None, cached_geometry=None, pixel_values=None)
     return outline.to("cpu")
@@ -180,7 +177,7 @@ def answer_log_probs(
     Returns:
         Log-probabilities, padded with 0, and the decoder's outputs for the other objectives.
     """
-    decoded = model.decode(model.encode_scenes(batch, teacher_targets), sequences)
+    decoded = model.hidden_states(model.encode_scenes(batch, teacher_targets), sequences)
     hidden = decoded.last_hidden_state.flatten(0, 1)[sequences.answer_places]
     flat = _log_probs(decoded.lm_head, hidden, sequences.answer_ids, temperature)
     return pad_sequence(list(flat.split(list(lengths))), batch_first=True), decoded
@@ -201,6 +198,11 @@ def _log_probs(
         return part(hidden, ids)
     parts = zip(hidden.split(LOGITS_AT_ONCE), ids.split(LOGITS_AT_ONCE), strict=True)
     return torch.cat([checkpoint(part, *each, use_reentrant=False) for each in parts])
+
+
+def num_processes() -> int:
+    """Return the number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def answer_mask(lengths: Sequence[int], device: torch.device) -> Bool[Tensor, "N T"]:
@@ -315,54 +317,49 @@ class GRPO(Algorithm):
         option = next((name for name, is_chosen in of_step.items() if is_chosen), None)
         if task.trainer.accumulate_grad_batches > 1 and option is not None:
             raise InputError(f"--model.algorithm.{option}: leave --trainer.accumulate_grad_batches at 1")
+        self.max_new_tokens, self.max_tokens = task.max_new_tokens, task.data_settings.tokens_per_sequence
         if self.beta:
-            self.reference = {n: p.detach().clone() for n, p in task.named_parameters() if p.requires_grad}
+            self.reference = {n: p.detach().clone() for n, p in task.model.named_parameters() if p.requires_grad}
 
-    def averages_over_step(self, task: VideoQATask) -> bool:
+    def averages_over_step(self, model: SpatialVLM) -> bool:
         """Return whether the policy's loss is its share of the mean over an optimizer step's answers."""
         return self.loss_type not in ("dapo", "bnpo")
 
     # ---- sampling -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def prepare(self, task: VideoQATask, batch: Batch) -> None:
+    def prepare(self, model: SpatialVLM, batch: Batch, evaluate: Callable[[Callable[[], Any]], Any]) -> None:
         """Sample answers and compute their advantages."""
-        task.check(batch)
-        model, count = task.model, self.num_generations
-        teacher_targets = task.compute_teacher_targets(batch)
-        sampled = task.call_as_in_validation(
-            partial(sample_answers, model, batch, self.sampling, count, task.max_new_tokens)
-        )
+        count, device = self.num_generations, model.backbone.device
+        sampled = evaluate(partial(sample_answers, model, batch, self.sampling, count, self.max_new_tokens))
         lengths = [len(answer.reply.ids) for answer in sampled]
-        bound = task.data_settings.tokens_per_sequence
-        sequences = answer_sequences(task.model.sequence_builder, sampled, batch.scenes, bound)
-        sequences = sequences.to(task.device)
+        sequences = answer_sequences(model.sequence_builder, sampled, batch.scenes, self.max_tokens).to(device)
         ref_logps = None
         if self.beta:
             score = partial(answer_log_probs, model, batch, sequences, lengths, self.sampling.temperature)
-            with self._reference_weights(task):
-                ref_logps, _ = task.call_as_in_validation(score)
+            with self._reference_weights(model):
+                ref_logps, _ = evaluate(score)
         # Rewards of this process, or of all processes if the options compare them.
-        texts = task.preprocessor.decode([answer.reply.ids for answer in sampled])
+        texts = model.backbone.preprocessor.decode([answer.reply.ids for answer in sampled])
         records = [batch.records[answer.record] for answer in sampled]
         rewards = self.rewards(texts, records)
         is_learned = bool(sum(batch.num_answers))
         advantages = self._advantages(rewards, is_learned)
-        mask = answer_mask(lengths, task.device) & is_learned
-        num_tokens = torch.tensor(float(sum(lengths)) if is_learned else 0.0, device=task.device)
-        total = task.trainer.strategy.reduce(num_tokens, reduce_op="sum")
+        mask = answer_mask(lengths, device) & is_learned
+        num_tokens = torch.tensor(float(sum(lengths)) if is_learned else 0.0, device=device)
+        if num_processes() > 1:
+            dist.all_reduce(num_tokens)
         drawn = [torch.tensor(answer.reply.log_probs) for answer in sampled]
         self.rollout = Rollout(
             sequences,
             lengths,
             mask,
-            advantages.to(task.device, torch.float32),
-            torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True).to(task.device),
-            max(float(total), 1.0) / task.trainer.world_size,
-            teacher_targets,
+            advantages.to(device, torch.float32),
+            pad_sequence(drawn, batch_first=True).to(device),
+            max(float(num_tokens), 1.0) / num_processes(),
             ref_logps,
             None,
-            self._statistics(rewards, [answer.reply.ids for answer in sampled], task.model.backbone.stop_tokens),
+            self._statistics(rewards, [answer.reply.ids for answer in sampled], model.backbone.stop_tokens),
             [
                 [str(r["scene"]), str(r["question"]), str(r["ground_truth"]), text, f"{score:.3g}", f"{gain:.2f}"]
                 for r, text, score, gain in zip(
@@ -379,8 +376,8 @@ class GRPO(Algorithm):
         rewards = rewards if is_learned else torch.full_like(rewards, torch.nan)
         first, every = 0, [rewards]
         is_of_batch = self.reward_scale == "batch" or self.aggregation == "normalize_then_sum"
-        if is_of_batch and dist.is_available() and dist.is_initialized():
-            every = [rewards for _ in range(dist.get_world_size())]
+        if is_of_batch and num_processes() > 1:
+            every = [rewards for _ in range(num_processes())]
             dist.all_gather_object(every, rewards)
             first = sum(len(own) for own in every[: dist.get_rank()])
         advantages = group_advantages(
@@ -402,9 +399,9 @@ class GRPO(Algorithm):
         }
 
     @contextmanager
-    def _reference_weights(self, task: VideoQATask) -> Iterator[None]:
+    def _reference_weights(self, model: SpatialVLM) -> Iterator[None]:
         """Use the reference's weights inside the context. They are exchanged in place, because they may be shards."""
-        trained = {n: p for n, p in task.named_parameters() if n in self.reference}
+        trained = {n: p for n, p in model.named_parameters() if n in self.reference}
         own = {name: parameter.detach().clone() for name, parameter in trained.items()}
         try:
             for name, parameter in trained.items():
@@ -416,17 +413,14 @@ class GRPO(Algorithm):
 
     # ---- learning -----------------------------------------------------------------------------------------------
 
-    def training_loss(self, task: VideoQATask, batch: Batch) -> Float[Tensor, ""]:
-        """Return the loss, and log it with rewards, lengths, divergence and clipped shares."""
+    def step_loss(
+        self, model: SpatialVLM, batch: Batch, teacher_targets: Sequence[TeacherTargets | None] | None
+    ) -> StepLoss:
+        """Return the loss, and rewards, lengths, divergence and clipped shares for the loggers."""
         rollout = self.rollout
         assert rollout is not None  # set by `prepare`
         logps, decoded = answer_log_probs(
-            task.model,
-            batch,
-            rollout.sequences,
-            rollout.lengths,
-            self.sampling.temperature,
-            rollout.teacher_targets,
+            model, batch, rollout.sequences, rollout.lengths, self.sampling.temperature, teacher_targets
         )
         gap = (logps.detach() - rollout.sampled_logps).abs().max() if rollout.old_logps is None else None
         terms = policy_terms(
@@ -438,43 +432,32 @@ class GRPO(Algorithm):
             terms.losses,
             rollout.mask,
             loss_type=self.loss_type,
-            max_length=task.max_new_tokens,
+            max_length=self.max_new_tokens,
             num_tokens=rollout.num_tokens,
         )
         # turn means over this process's answers into shares of the step's mean
-        weight = batch.weight if self.averages_over_step(task) else 1.0
+        weight = batch.weight if self.averages_over_step(model) else 1.0
         others = weighted_losses(
-            [each for each in task.model.active_objectives if not isinstance(each, LanguageModeling)], decoded
+            [each for each in model.active_objectives if not isinstance(each, LanguageModeling)], decoded
         )
-        objectives = self.objective_weight(task, batch) * others["loss"]
-        loss = weight * policy + objectives + task.model.zero_of_unused()
+        objectives = self.objective_weight(model, batch) * others["loss"]
+        loss = weight * policy + objectives + model.zero_of_unused()
         if not sum(batch.num_answers):
-            return loss  # zero: the batch only keeps this process in step
-        self._log(task, policy.detach(), terms, gap, others, len(batch.records))
-        return loss
-
-    def _log(
-        self,
-        task: VideoQATask,
-        policy: Tensor,
-        terms: PolicyTerms,
-        gap: Tensor | None,
-        others: dict[str, Tensor],
-        count: int,
-    ) -> None:
-        assert self.rollout is not None
-        tokens = self.rollout.mask.sum()
-        values: dict[str, Any] = {
-            **self.rollout.statistics,
-            "clipped_low": terms.clipped_low.sum() / tokens,
-            "clipped_high": terms.clipped_high.sum() / tokens,
-            **({} if terms.kl is None else {"kl": terms.kl.sum() / tokens}),
-            # a gap above rounding means that answers are scored under other conditions than they were sampled
-            **({} if gap is None else {"sampling_gap": gap}),
-            **{name: value.detach() for name, value in others.items() if name != "loss"},
-        }
-        task.log("train/loss", policy + others["loss"].detach(), batch_size=count)
-        task.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=count)
+            return StepLoss(loss)  # zero
+        tokens = rollout.mask.sum()
+        return StepLoss(
+            loss,
+            {
+                **rollout.statistics,
+                "clipped_low": terms.clipped_low.sum() / tokens,
+                "clipped_high": terms.clipped_high.sum() / tokens,
+                **({} if terms.kl is None else {"kl": terms.kl.sum() / tokens}),
+                # a gap above rounding means that answers are scored under other conditions than they were sampled
+                **({} if gap is None else {"sampling_gap": gap}),
+                **others,
+                "loss": policy + others["loss"],
+            },
+        )
 
     def samples(self) -> tuple[Sequence[str], list[list[str]]]:
         """Return the answers to the first question of the batch."""

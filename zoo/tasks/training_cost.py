@@ -221,7 +221,7 @@ def sequence_sizes(model: SpatialVLM, batch: BatchSizes) -> tuple[int, int, int]
     """Return the visual tokens of a scene, the number of sequences in a batch, and the tokens of each sequence."""
     backbone, extra = model.backbone, model.training_tokens
     steps, height, width = grid = batch.grid(backbone.patch_size)
-    side = model.model_spec(training=True).token_side(grid)
+    side = model.frame_rules.token_side(grid)
     per_step = (height // side) * (width // side)
     visual = steps * (per_step + extra.count(per_step)) + (extra.at_end if batch.kind == "video" else 0)
     spans = steps if backbone.span_per_step or batch.kind == "image" else 1
@@ -265,7 +265,7 @@ def blocks_of(task: VideoQATask, batch: BatchSizes) -> Iterator[Blocks]:
     yield Blocks(vision, batch.scenes * steps * patches, patches, any(map(trains, vision)), True)
     networks: list[tuple[Any, int, bool]] = [(each, 1, False) for each in teacher_networks(task.teacher)]
     if model.geometry is not None and (model.uses_geometry_tokens or model.camera_plan.source == "predicted"):
-        frames = 1 if batch.kind == "image" and model.stills_once else TEMPORAL_PATCH_SIZE
+        frames = 1 if batch.kind == "image" and model.frame_rules.stills_once else TEMPORAL_PATCH_SIZE
         networks.append((model.geometry, frames, trains(model.geometry)))
     for network, frames, has_gradient in networks:
         blocks = network.blocks() if hasattr(network, "blocks") else [*network.model.trunk.blocks]
@@ -369,7 +369,7 @@ def interactions_of(task: VideoQATask, batch: BatchSizes) -> tuple[dict[nn.Modul
     if fusion is None or not model.uses_geometry_tokens:
         return {}, 0, 0
     steps, height, width = grid = batch.grid(model.backbone.patch_size)
-    side = model.model_spec(training=True).token_side(grid)
+    side = model.frame_rules.token_side(grid)
     _, rows, _ = sequence_sizes(model, batch)
     layers = model.backbone.decoder.layers
     found = {layers[i]: each for i, each in fusion.interactions.items() if isinstance(each, Interaction)}

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -41,8 +41,22 @@ from zoo.weights.checkpoint import TRAINING_ALONE, fingerprints, frozen_weights,
 from zoo.weights.load import read_weights
 
 
+class StepLoss(NamedTuple):
+    """What a batch contributes to an optimizer step.
+
+    Attributes:
+        loss: The batch's share of the step's loss.
+        logged: Values for the loggers by name. Empty for a batch that only keeps this process in step with the others.
+    """
+
+    loss: Float[Tensor, ""]
+    logged: Mapping[str, Any] = {}
+
+
 class Algorithm(Configurable, ABC):
-    """Computes the loss of a training batch. To add one, implement `training_loss` in a file of this folder.
+    """Computes the loss of a training batch. To add one, implement `step_loss` in a file of this folder.
+
+    The task calls the algorithm, and the algorithm calls the model. It never calls the task.
 
     Attributes:
         asks_questions: Whether a training batch has prompts, as in a test, instead of answers.
@@ -57,27 +71,35 @@ class Algorithm(Configurable, ABC):
     requires_types: bool = False
 
     def begin(self, task: VideoQATask) -> None:
-        """Prepare the training, before a checkpoint is restored."""
+        """Take what is needed of the task's settings, before a checkpoint is restored."""
 
-    def prepare(self, task: VideoQATask, batch: Batch) -> None:
-        """Prepare a batch before its first update, outside of the strategy's forward pass."""
+    def prepare(self, model: SpatialVLM, batch: Batch, evaluate: Callable[[Callable[[], Any]], Any]) -> None:
+        """Prepare a batch before its first update, outside of the strategy's forward pass.
 
-    def objective_weight(self, task: VideoQATask, batch: Batch) -> float:
+        Args:
+            model: The model that is trained.
+            batch: A batch whose scenes can be used.
+            evaluate: Calls a function on the model as in a validation, see `VideoQATask.call_as_in_validation`.
+        """
+
+    def objective_weight(self, model: SpatialVLM, batch: Batch) -> float:
         """Return the factor of the objectives' mean over a batch: its share of the step's questions, or 1.
 
         It is zero for a batch that only keeps this process in step with the others.
         """
         if not sum(batch.num_answers):
             return 0.0
-        return batch.weight if task.model.average == "questions" else 1.0
+        return batch.weight if model.average == "questions" else 1.0
 
-    def averages_over_step(self, task: VideoQATask) -> bool:
+    def averages_over_step(self, model: SpatialVLM) -> bool:
         """Return whether `Batch.weight` turns the loss into its share of the mean over a step's answers."""
-        return task.model.average == "questions"
+        return model.average == "questions"
 
     @abstractmethod
-    def training_loss(self, task: VideoQATask, batch: Batch) -> Float[Tensor, ""]:
-        """Return and log the batch's share of the optimizer step's loss."""
+    def step_loss(
+        self, model: SpatialVLM, batch: Batch, teacher_targets: Sequence[TeacherTargets | None] | None
+    ) -> StepLoss:
+        """Return the batch's share of the optimizer step's loss. `teacher_targets`: see `SpatialVLM.forward`."""
 
     def samples(self) -> tuple[Sequence[str], list[list[str]]]:
         """Return a table of texts for the loggers: columns and rows. No rows means no table."""
@@ -87,16 +109,14 @@ class Algorithm(Configurable, ABC):
 class SupervisedFineTuning(Algorithm):
     """Learn from the dataset's answers and from the other objectives."""
 
-    def training_loss(self, task: VideoQATask, batch: Batch) -> Float[Tensor, ""]:
-        """Return the loss, and log it with each objective's loss."""
-        losses = task.losses(batch)
-        loss, count = losses.pop("loss"), len(batch.records)
+    def step_loss(
+        self, model: SpatialVLM, batch: Batch, teacher_targets: Sequence[TeacherTargets | None] | None
+    ) -> StepLoss:
+        """Return the weighted sum of the objectives, and each objective's loss for the loggers."""
+        losses = model(batch, teacher_targets)
         if not sum(batch.num_answers):
-            return loss  # zero: the batch only keeps this process in step
-        task.log("train/loss", loss, batch_size=count)
-        values: dict[str, Any] = {f"train/{name}": value.detach() for name, value in losses.items()}
-        task.log_dict(values, batch_size=count)
-        return self.objective_weight(task, batch) * loss
+            return StepLoss(losses["loss"])  # zero
+        return StepLoss(self.objective_weight(model, batch) * losses["loss"], losses)
 
 
 # ---- Stopping an evaluation whose first scenes all fail with the same error -----------------------------------------
@@ -195,7 +215,7 @@ def _decode_scenes(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScen
     for number in sorted(prefixes):
         known = {name for name in ("cameras", "depth") if getattr(scenes[number], f"target_{name}") is not None}
         if any(not each.targets or known.intersection(each.targets) for each in measuring):
-            yield number, model.decode(scenes, prefixes[number])
+            yield number, model.hidden_states(scenes, prefixes[number])
 
 
 # ---- Training and evaluation on videos with questions ---------------------------------------------------------------
@@ -301,6 +321,7 @@ class VideoQATask(Task):
                 f"--model.objectives: {' and '.join(names)} show a training other tokens than a test, and answers are "
                 "sampled as in a test: leave MaskedViews out, and set token to always or none"
             )
+        self._teacher_targets: list[TeacherTargets | None] | None = None  # of the current training batch
         self.can_answer = self.model.is_pretrained or allow_untrained
         self.first_scenes = FirstScenes()
         unreachable = self.model.is_unreachable
@@ -422,19 +443,28 @@ class VideoQATask(Task):
 
     @property
     def averages_over_step(self) -> bool:  # type: ignore[override]
-        return self.algorithm.averages_over_step(self)
+        return self.algorithm.averages_over_step(self.model)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the batch's draws, then let the algorithm prepare the batch."""
+        """Seed the batch's draws, ask the teacher, and let the algorithm prepare the batch. Updates then share both."""
         super().on_train_batch_start(batch, batch_idx)
-        self.algorithm.prepare(self, batch)
+        self.check(batch)
+        self._teacher_targets = self.compute_teacher_targets(batch)
+        self.algorithm.prepare(self.model, batch, self.call_as_in_validation)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the algorithm's loss, and log the learning rates."""
+        """Return the algorithm's loss, and log it with the learning rates."""
         for group in self.trainer.optimizers[0].param_groups:
             # a CPU tensor, because Lightning would copy a number to the GPU and wait for it
             self.log(f"lr/{group['name']}", torch.tensor(group["lr"]), batch_size=1)
-        return self.algorithm.training_loss(self, batch)
+        loss, logged = self.algorithm.step_loss(self.model, batch, self._teacher_targets)
+        self.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=len(batch.records))
+        return loss
+
+    def on_train_batch_end(self, *outputs: Any) -> None:
+        """See `Task`. The teacher's outputs are released, because they take as much memory as hidden states."""
+        super().on_train_batch_end(*outputs)
+        self._teacher_targets = None
 
     def call_as_in_validation(self, compute: Callable[[], T]) -> T:
         """Call a function on the model between two training steps, in eval mode and the Trainer's precision.

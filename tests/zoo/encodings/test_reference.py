@@ -34,7 +34,7 @@ from zoo.encodings.base import HeadLayout
 from zoo.media import batch_of_media
 from zoo.scene_encoding import EncodedScene, add_scene_statistics, encode_vision, known_depth, scene_points
 from zoo.sequences.batch import Batch
-from zoo.sequences.loaded_scene import LoadedScene
+from zoo.sequences.loaded_scene import PreparedScene
 
 
 def random_views(count: int, seed: int = 0, channels: int = 6) -> Tensor:
@@ -216,7 +216,7 @@ def test_scenes_of_a_sample_share_one_median_depth() -> None:
         cameras = PatchCameras(torch.eye(4)[None], torch.eye(3)[None], torch.ones(1, dtype=torch.bool))
         tokens = VisualTokens(torch.empty(1, 1, 1), torch.empty(0, 1, 1, 1))
         shape = SceneGeometry(depth=torch.tensor(depth).view(1, 1, -1))
-        return EncodedScene(LoadedScene(), tokens, cameras, depth=known_depth(shape))
+        return EncodedScene(PreparedScene(), tokens, cameras, depth=known_depth(shape))
 
     near, far, unknown = of(1.0, 2.0, 3.0, 4.0, 0.0), of(100.0, 200.0, 300.0), of(0.0, 0.0)
     rows = [[near, far], [far, near], [near], [far], [], [unknown, far]]

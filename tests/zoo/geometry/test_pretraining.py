@@ -20,6 +20,7 @@ from callbacks import Checkpoint
 from callbacks.checkpoint import CheckpointFiles
 from datamodules import MissingCameras, NoisyCameras, PixelBounds, Rooms, VideoQADataModule
 from datamodules.cameras_file import read_cameras
+from datamodules.collate import SceneCollate
 from datamodules.depth import read_depth
 from datamodules.scenes import Scene
 from datamodules.video import Video
@@ -32,7 +33,7 @@ from zoo.errors import InputError
 from zoo.geometry import Pi3XEncoder, Pi3XOutput, SceneGeometry, TinyPi3X, TinyVGGT, VGGTOutput
 from zoo.geometry.layers import quaternion_to_rotation, rotation_to_quaternion
 from zoo.sequences.batch import Batch
-from zoo.sequences.loaded_scene import LoadedScene
+from zoo.sequences.loaded_scene import LoadedScene, PreparedScene
 from zoo.tasks.base import LearningRates
 from zoo.tasks.geometry_pretraining import (
     ALPHA,
@@ -188,16 +189,21 @@ def rooms(rooms_root: Path) -> list[Scene]:
     return Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("train")
 
 
+def load(scene: Scene, frames: tuple[int, ...] = (0, 4, 8, 12)) -> LoadedScene:
+    """With cameras and depth."""
+    poses, K = read_cameras(scene.cameras, 48, 56, 56)
+    depth = read_depth(scene.depth, frames, num_frames=48, size_hw=(56, 56))
+    geometry = SceneGeometry(world_to_camera=poses[list(frames)], K_normalized=K[list(frames)], depth=depth)
+    return LoadedScene(frames=Video(scene.video).read(frames), frame_indices=frames, geometry=geometry)
+
+
+def prepared(loaded: LoadedScene) -> PreparedScene:
+    return SceneCollate()([loaded]).scenes[0]
+
+
 def batch(scenes: list[Scene], frames: tuple[int, ...] = (0, 4, 8, 12)) -> Batch:
     """As the DataModule gives it to a model that needs frames, cameras and depth."""
-    found = []
-    for scene in scenes:
-        poses, K = read_cameras(scene.cameras, 48, 56, 56)
-        depth = read_depth(scene.depth, frames, num_frames=48, size_hw=(56, 56))
-        geometry = SceneGeometry(world_to_camera=poses[list(frames)], K_normalized=K[list(frames)], depth=depth)
-        shown = Video(scene.video).read(frames)
-        found.append(LoadedScene(grid_thw=(len(frames) // 2, 4, 4), frames=shown, geometry=geometry))
-    return Batch(found, num_answers=[1] * len(found))
+    return Batch([prepared(load(scene, frames)) for scene in scenes], num_answers=[1] * len(scenes))
 
 
 def model(**options: Any) -> GeometryPretraining:
@@ -323,16 +329,18 @@ def test_losses_are_averaged_over_scenes(rooms: list[Scene]) -> None:
 def test_the_true_cameras_are_learned_and_compared_whatever_is_told(kind: str, rooms: list[Scene]) -> None:
     task = model() if kind == "VGGT" else GeometryPretraining(tiny_pi3x(), learning_rates=LearningRates(geometry=3e-3))
     task.log = task.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    true = replace(batch(rooms[:1]).scenes[0], draw=ALL_CONDITIONS)
+    true = replace(load(rooms[0]), draw=ALL_CONDITIONS)
 
     def loss(scene: LoadedScene) -> float:
         torch.manual_seed(0)
-        return task.training_step(Batch([scene], num_answers=[1]), 0).item()
+        return task.training_step(Batch([prepared(scene)], num_answers=[1]), 0).item()
 
     noisy, lacking = (change(true, lambda: true) for change in (NoisyCameras(40.0, 0.5), MissingCameras(1)))
     for wrong in (noisy, lacking):
         assert (loss(wrong) == loss(true)) == (kind == "VGGT")  # Pi3X reads the wrong poses
-        (_, found, _), (_, expected, _) = (*task._outputs(Batch([wrong])), *task._outputs(Batch([true])))
+        (_, found, _), (_, expected, _) = (
+            out for each in (wrong, true) for out in task._outputs(Batch([prepared(each)]))
+        )
         assert all(torch.equal(value, getattr(expected, name)) for name, value in vars(found).items())
     # the controls: wrong cameras as targets
     assert loss(replace(noisy, true_geometry=None)) != pytest.approx(loss(noisy), rel=1e-3)

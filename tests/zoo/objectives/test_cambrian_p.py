@@ -118,7 +118,7 @@ def task(**options: Any) -> VideoQATask:
 def decoded(made: VideoQATask, *shown: Any) -> Decoded:
     asked = tiny_batch(made, *shown, training=True)
     assert asked.sequences is not None
-    return made.model.decode(made.model.encode_scenes(asked), asked.sequences)
+    return made.model.hidden_states(made.model.encode_scenes(asked), asked.sequences)
 
 
 def test_its_loss_is_cambrian_ps_on_the_cameras_of_the_views() -> None:

@@ -49,7 +49,7 @@ from zoo.backbones.base import VisualTokens
 from zoo.checkpoints import official_tensors, unofficial_parts
 from zoo.configuration import from_config
 from zoo.sequences.layout import ExtraTokens
-from zoo.sequences.loaded_scene import LoadedScene
+from zoo.sequences.loaded_scene import LoadedScene, PreparedScene
 from zoo.sequences.packing import IGNORED, pack_questions
 
 SCENES = two_scenes("Qwen2.5-VL")
@@ -217,7 +217,7 @@ def test_masks_are_drawn_by_seed_scene_and_epoch() -> None:
 
     def masks(*draws: int) -> list[Tensor]:
         shown = VisualTokens(torch.ones(4, 50, 8), torch.ones(1, 4, 50, 8))
-        scenes = [LoadedScene(pixel_values=torch.empty(1, 1), grid_thw=(4, 10, 20), draw=draw) for draw in draws]
+        scenes = [PreparedScene(pixel_values=torch.empty(1, 1), grid_thw=(4, 10, 20), draw=draw) for draw in draws]
         found = []
         for changed in objective.change_tokens([shown] * len(draws), scenes):
             masked = (changed.tokens != 1).all(-1)

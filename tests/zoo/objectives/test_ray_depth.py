@@ -47,7 +47,7 @@ def build_supervised(place: str, **more: Any) -> VideoQATask:
 
 def decoded_of(task: VideoQATask, asked: Batch) -> Decoded:
     assert asked.sequences is not None
-    return task.model.decode(task.model.encode_scenes(asked), asked.sequences)
+    return task.model.hidden_states(task.model.encode_scenes(asked), asked.sequences)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -38,6 +38,7 @@ from zoo.geometry import CachedGeometry, ScaleSource, SceneGeometry
 from zoo.objectives.base import check_teacher
 from zoo.objectives.teacher import geovr_layers
 from zoo.sequences.batch import Batch
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.tasks.training_cost import BatchSizes, sequence_sizes
 from zoo.weights.checkpoint import check_frozen
 
@@ -60,12 +61,11 @@ def taught(
     return VideoQATask(backbone=backbone, learning_rates=RATES, teacher=teacher, objectives=objectives, **options)
 
 
-def training_batch(made: VideoQATask) -> Batch:
-    """Return a batch of two scenes."""
+def training_batch(made: VideoQATask, *scenes: LoadedScene) -> Batch:
+    """Return a batch of scenes, by default two."""
     shown = tiny_scene("a", QUESTIONS[:2], family=FAMILY), tiny_scene("b", QUESTIONS[1:2], seed=1, family=FAMILY)
-    return TrainingCollate(replace(made.model_spec(training=True), requires_frames=True, geometry_reader=None))(
-        list(shown)
-    )
+    collate = TrainingCollate(replace(made.model_spec(training=True), requires_frames=True, geometry_reader=None))
+    return collate(scenes or shown)
 
 
 def begin(made: VideoQATask) -> None:
@@ -248,10 +248,11 @@ def test_the_scale_is_that_of_the_datasets_cameras() -> None:
 def test_a_teacher_is_told_the_true_cameras(kind: str) -> None:
     vggt = partial(TinyVGGT, embed_dim=32, depth=2, heads=["camera", "depth"], seed=0)
     teacher = Teacher(DatasetGeometry) if kind == "dataset" else Teacher(vggt, scale=DatasetPoses)
-    scene = training_batch(taught(None)).scenes[0]
-    wrong = NoisyCameras(20.0, 0.5)(scene, lambda: scene)
-    (expected,), (found,) = teacher([scene], 16), teacher([wrong], 16)
-    (of_wrong,) = teacher([replace(wrong, true_geometry=None)], 16)  # the control
+    loaded = tiny_scene("a", QUESTIONS[:2], family=FAMILY)
+    wrong = NoisyCameras(20.0, 0.5)(loaded, lambda: loaded)
+    scene, told_wrong = training_batch(taught(None), loaded, wrong).scenes
+    (expected,), (found,) = teacher([scene], 16), teacher([told_wrong], 16)
+    (of_wrong,) = teacher([replace(told_wrong, true_geometry=None)], 16)  # the control
     assert expected is not None and found is not None and of_wrong is not None
     for name in ("pose_enc", "depth", "meters_per_unit"):
         assert torch.equal(getattr(found, name), getattr(expected, name))

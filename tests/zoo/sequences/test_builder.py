@@ -35,7 +35,7 @@ from zoo.model_spec import ModelSpec
 from zoo.sequence_builder import SequenceBuilder, visual_sources
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.layout import ExtraTokens, MediaKind, Placeholders
-from zoo.sequences.loaded_scene import LoadedScene
+from zoo.sequences.loaded_scene import PreparedScene
 from zoo.sequences.position_ids import DeferredPositions, layout_position_ids, valid_index
 from zoo.sequences.time_index import PoseTimeIndex
 
@@ -62,14 +62,14 @@ class Expected:
 
 @dataclass
 class Case:
-    scenes: list[LoadedScene]
+    scenes: list[PreparedScene]
     scene_index: list[list[int]]
     ids: Tensor
     mask: Tensor
     expected: Expected
 
 
-def numbered(scenes: list[LoadedScene], extra: ExtraTokens) -> list[list[list[list[tuple[int, int | None]]]]]:
+def numbered(scenes: list[PreparedScene], extra: ExtraTokens) -> list[list[list[list[tuple[int, int | None]]]]]:
     """Number the tokens of each scene, medium and temporal patch: among all tokens, and among the 2D tokens."""
     every, flat, found = 0, 0, []
     for scene in scenes:
@@ -91,14 +91,14 @@ def numbered(scenes: list[LoadedScene], extra: ExtraTokens) -> list[list[list[li
     return found
 
 
-def drawn_scene(draw: random.Random) -> LoadedScene:
+def drawn_scene(draw: random.Random) -> PreparedScene:
     kind: MediaKind = draw.choice(("video", "image"))
     grid = (draw.randint(1, 3), draw.choice((2, 4)), draw.choice((2, 4, 6)))
-    return LoadedScene(pixel_values=torch.empty(0, 0), grid_thw=grid, kind=kind)
+    return PreparedScene(pixel_values=torch.empty(0, 0), grid_thw=grid, kind=kind)
 
 
 def in_order(
-    draw: random.Random, scenes: list[LoadedScene], shown: list[int], mixed: bool
+    draw: random.Random, scenes: list[PreparedScene], shown: list[int], mixed: bool
 ) -> Iterator[tuple[int, int]]:
     """Yield scene and medium in the order of a sequence: the media of one kind in order, and the kinds mixed or not."""
     queues: dict[str, list[tuple[int, int]]] = {"video": [], "image": []}
@@ -196,7 +196,7 @@ def assert_at(values: Tensor, expected: Tensor, made: Sequences, fill: float) ->
     torch.testing.assert_close(values.flatten(0, 1), flat, equal_nan=True)
 
 
-def with_cameras(scene: LoadedScene, has_camera: Tensor) -> LoadedScene:
+def with_cameras(scene: PreparedScene, has_camera: Tensor) -> PreparedScene:
     count = scene.num_steps
     cameras = PatchCameras(torch.eye(4).repeat(count, 1, 1), torch.eye(3).repeat(count, 1, 1), has_camera)
     return replace(scene, cameras=cameras)
@@ -233,9 +233,9 @@ def test_tokens_of_invalid_cameras_have_none_and_text_neither(rules: ModelSpec) 
 def test_cameras_of_some_scenes_alone_or_around_a_video_are_errors(rules: ModelSpec) -> None:
     makes = builder(replace(rules, uses_cameras=True), ExtraTokens.NONE, False)
 
-    def scenes() -> list[LoadedScene]:
+    def scenes() -> list[PreparedScene]:
         return [
-            LoadedScene(pixel_values=torch.empty(0, 0), grid_thw=(n, 2, 2), kind=kind)
+            PreparedScene(pixel_values=torch.empty(0, 0), grid_thw=(n, 2, 2), kind=kind)
             for n, kind in ((2, "image"), (1, "video"))
         ]
 
@@ -261,7 +261,7 @@ def test_cameras_of_some_scenes_alone_or_around_a_video_are_errors(rules: ModelS
 
 def test_prompts_about_the_same_scenes_share_a_prefix_up_to_their_question(rules: ModelSpec) -> None:
     makes = builder(rules, ExtraTokens.NONE, False)
-    scenes = [LoadedScene(pixel_values=torch.empty(0, 0), grid_thw=(steps, 2, 2)) for steps in (2, 1)]
+    scenes = [PreparedScene(pixel_values=torch.empty(0, 0), grid_thw=(steps, 2, 2)) for steps in (2, 1)]
     of_a, of_b = [TEXT, START, VIDEO, VIDEO, END], [TEXT, START, VIDEO, END]
     prompts = [[*of_a, 10], [*of_b, 10], [*of_a, 11, 12], [*of_a, 11, 13], [TEXT, 14, 15]]
     made = makes.prompts(prompts, [[0], [1], [0], [0], []], scenes, questions_per_pass=2)
