@@ -20,14 +20,13 @@ from datamodules.frame_cache import FrameCache
 from datamodules.sources.base import Split
 from zoo.errors import InputError
 from zoo.files.cache import Cache
-from zoo.geometry import CachedGeometry, GeometryCache
-from zoo.geometry.cache import STILLS_OF_ANOTHER_GRID
+from zoo.geometry.cache import STILLS_OF_ANOTHER_GRID, CachedGeometry, GeometryCache
 from zoo.model_spec import ModelSpec
 from zoo.progress import progress
 from zoo.scene_encoding import encode_geometry
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 from zoo.sequences.loaded_scene import LoadedScene
-from zoo.tasks import VideoQATask
+from zoo.tasks.video_qa import VideoQATask
 
 CACHE_FRAMES = """python main.py cache-frames: fill the frame cache ahead of a run.
 

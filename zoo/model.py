@@ -24,17 +24,17 @@ from zoo.encodings import CameraEncoding, ViewMixer
 from zoo.encodings.per_view import PackedEncoding
 from zoo.errors import InputError, check_choice
 from zoo.faulty_kernels import avoid_faulty_cudnn
-from zoo.fusions import Fusion
+from zoo.fusions.base import Fusion
 from zoo.generation import Reply, answer_batch, answer_prompts, check_penalty, eval_mode
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import CachedGeometry, GeometryCache, GeometryReader, build_first_available
 from zoo.media import Media, batch_of_media, prompts_of_media
 from zoo.model_spec import CameraPlan, CameraSource, ModelSpec, check_geometry, choose_time_index
-from zoo.objectives import Objective
 from zoo.objectives.base import (
     AVERAGES,
     AverageRule,
     Decoded,
+    Objective,
     append_view_token,
     decode,
     end_token,

@@ -16,10 +16,10 @@ from zoo.backbones.base import AttentionImplementation, DType
 from zoo.backbones.official_names import FUSION, QWEN3, QWEN25, VGGT_MODEL, Layout
 from zoo.backbones.pretrained import PretrainedQwen3VL, qwen3_config, qwen25_config
 from zoo.checkpoints.from_tensors import model_from_tensors
-from zoo.fusions import Fusion, GeoThinkerFusion
-from zoo.fusions.base import HIDDEN
-from zoo.fusions.geothinker import Interaction, group_size, interaction_layers
-from zoo.geometry import DatasetGeometry, GeometryEncoder
+from zoo.fusions.base import HIDDEN, Fusion
+from zoo.fusions.geothinker import GeoThinkerFusion, Interaction, group_size, interaction_layers
+from zoo.geometry.base import GeometryEncoder
+from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
 from zoo.published.release import (

@@ -14,8 +14,10 @@ from zoo.backbones.official_names import VGGT_MODEL, Layout
 from zoo.backbones.pretrained import PretrainedQwen25VL, config_errors, qwen25_config
 from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.errors import InputError
-from zoo.fusions import AddFusion, Fusion
-from zoo.geometry import DatasetGeometry, GeometryEncoder
+from zoo.fusions.base import Fusion
+from zoo.fusions.entrance import AddFusion
+from zoo.geometry.base import GeometryEncoder
+from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
 from zoo.published.release import VGGT_SIZES, Release, ReleasedGeometry, aggregator_of

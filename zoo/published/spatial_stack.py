@@ -18,9 +18,11 @@ from zoo.backbones.official_names import FUSION, QWEN25, QWEN35, VGGT_MODEL, Lay
 from zoo.backbones.pretrained import PretrainedQwen35, qwen3_5_config, qwen25_config
 from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.errors import InputError
-from zoo.fusions import Fusion, PatchMergerFusion, StackFusion
-from zoo.fusions.base import HIDDEN, PatchNorm
-from zoo.geometry import DatasetGeometry, GeometryEncoder
+from zoo.fusions.base import HIDDEN, Fusion, PatchNorm
+from zoo.fusions.deep import StackFusion
+from zoo.fusions.entrance import PatchMergerFusion
+from zoo.geometry.base import GeometryEncoder
+from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
 from zoo.published.release import (

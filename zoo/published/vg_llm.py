@@ -18,9 +18,10 @@ from zoo.backbones.official_names import QWEN25, VGGT_MODEL, Layout
 from zoo.backbones.pretrained import PretrainedQwen25VL, qwen25_config
 from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.checkpoints.official_parts import FusedStills, added_features
-from zoo.fusions import Fusion, PatchMergerFusion
-from zoo.fusions.base import HIDDEN
-from zoo.geometry import DatasetGeometry, GeometryEncoder
+from zoo.fusions.base import HIDDEN, Fusion
+from zoo.fusions.entrance import PatchMergerFusion
+from zoo.geometry.base import GeometryEncoder
+from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
 from zoo.published.release import (
