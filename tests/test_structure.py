@@ -1,10 +1,13 @@
-"""Imports point downward, without circles, and a backbone is named in its folder alone."""
+"""Imports point downward, without circles, and the core imports no extension."""
 
 from __future__ import annotations
 
 import ast
 import io
+import json
 import re
+import subprocess
+import sys
 import tokenize
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -33,6 +36,17 @@ EXCEPTIONS = {
     ("zoo.checkpoints.official_parts", "datamodules.resize"),
     ("zoo", "zoo.published"),
     ("zoo.checkpoints", "zoo.published"),
+}
+# Packages of which a plain training, its test and a question to it import nothing but what is listed.
+EXTENSIONS = {
+    "zoo.published": (),
+    "zoo.checkpoints": (),
+    "zoo.geometry": ("base", "cache", "dataset_geometry"),
+    "zoo.fusions": ("base", "entrance"),
+    "zoo.objectives": ("base", "camera_prediction"),
+    "zoo.tasks": ("base", "fsdp2", "models", "video_qa"),
+    "commands": ("cli", "export", "faults", "main", "new_run", "parser", "runs"),
+    "zoo.official": (),
 }
 NAMES_A_BACKBONE = ("zoo.backbones", "zoo.checkpoints", "zoo.published", "zoo.tasks.models")
 
@@ -132,3 +146,47 @@ def test_published_models_are_named_in_their_files_alone() -> None:
     names, files = set(zoo.published.__all__), modules()
     naming = {module for module, path in files.items() if names_in(path) & names}
     assert len(naming) > 4 and {module for module in naming if not module.startswith("zoo.published.")} == set()
+
+
+COMMANDS = """
+import json, sys
+sys.path.insert(0, {root!r})
+from main import main
+for words in {lines}:
+    sys.argv = ["main.py", *words]
+    main()
+core = sorted(sys.modules)
+from zoo.configuration import import_named
+import_named("SpatialMLLM, GRPO, Teacher")
+print(json.dumps([core, sorted(sys.modules)]))
+"""
+
+
+def extensions_in(loaded: list[str]) -> set[str]:
+    """The modules of `EXTENSIONS` that are loaded without being listed as a part of the core."""
+    inside = [(package, name) for name in loaded for package in EXTENSIONS if name.startswith(f"{package}.")]
+    return {name for package, name in inside if name.removeprefix(f"{package}.") not in EXTENSIONS[package]}
+
+
+def test_fit_test_and_predict_import_no_extension(rooms_root: Path, tmp_path: Path) -> None:
+    """`prope.yaml` needs no published model, GRPO, teacher, geometry network, `plan`, `probe` or `study`."""
+    video = next(rooms_root.rglob("*.mp4"))
+    small = [
+        "--gallery.scenes",
+        "0",
+        "--data.source.root",
+        str(rooms_root),
+        "--data.source.scenes",
+        "[6,2,3]",
+        "--trainer.max_steps",
+        "1",
+    ]
+    asked = ["--data.video", str(video), "--data.question", "How large is this room?"]
+    fit = ["fit", "--config", "prope.yaml", "--config", "data_rooms.yaml", "--trainer.accelerator", "cpu"]
+    lines = [[*fit, "--data.num_frames", "4", *small], ["test"], ["predict", *asked]]
+    script = COMMANDS.format(root=str(ROOT), lines=lines)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    core, control = json.loads(done.stdout.splitlines()[-1])
+    assert "zoo.encodings.prope" in core and extensions_in(core) == set()
+    assert extensions_in(control) > {"zoo.published.spatial_mllm", "zoo.tasks.grpo", "zoo.objectives.teacher"}
