@@ -22,6 +22,7 @@ from zoo.errors import InputError
 from zoo.files.cache import Cache
 from zoo.geometry.cache import STILLS_OF_ANOTHER_GRID, CachedGeometry, GeometryCache
 from zoo.model_spec import ModelSpec
+from zoo.objectives.teacher_model import Teacher
 from zoo.progress import progress
 from zoo.scene_encoding import encode_geometry
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
@@ -263,7 +264,7 @@ def parse_geometry(arguments: list[str]) -> tuple[Any, list[CachedOutput]]:
     outputs: list[CachedOutput] = []
     if (output := _output_of_model(task)) is not None:
         outputs.append(output)
-    if task.teacher is not None and built.split == "train":
+    if isinstance(task.teacher, Teacher) and built.split == "train":
         try:
             task.teacher.outline.identity()
         except InputError as error:
@@ -307,7 +308,7 @@ def _output_of_model(task: VideoQATask) -> CachedOutput | None:
 def _output_of_teacher(task: VideoQATask) -> CachedOutput:
     """Return the outputs of a teacher in training: the targets of objectives, and the scale."""
     teacher, patch_size = task.teacher, task.model.backbone.patch_size
-    assert teacher is not None
+    assert isinstance(teacher, Teacher)
     encoder: Any = teacher.encoder
     encoder.match_patches(patch_size)
     caches = {"--model.teacher.cache": encoder.cache}

@@ -182,8 +182,7 @@ def test_fit_test_and_predict_import_no_extension(rooms_root: Path, tmp_path: Pa
         "1",
     ]
     asked = ["--data.video", str(video), "--data.question", "How large is this room?"]
-    fit = ["fit", "--config", "prope.yaml", "--config", "data_rooms.yaml", "--trainer.accelerator", "cpu"]
-    lines = [[*fit, "--data.num_frames", "4", *small], ["test"], ["predict", *asked]]
+    lines = [["fit", "--config", "prope.yaml", *rooms, *small], ["test"], ["predict", *asked]]
     script = COMMANDS.format(root=str(ROOT), lines=lines)
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

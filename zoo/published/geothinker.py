@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.backbones.base import AttentionImplementation, DType
+from zoo.backbones.base import AttentionImplementation, DType, License
 from zoo.backbones.official_names import FUSION, QWEN3, QWEN25, VGGT_MODEL, Layout
 from zoo.backbones.pretrained import PretrainedQwen3VL, qwen3_config, qwen25_config
 from zoo.checkpoints.from_tensors import model_from_tensors
@@ -84,6 +84,10 @@ class _GeoThinkerRelease(Release):
     """What the releases on both backbones share."""
 
     title = "GeoThinker"
+    licensed = License(
+        "`lihy285/GeoThinker`",
+        "unknown (the code is MIT). Made of Qwen2.5-VL-3B or 7B or Qwen3-VL-8B, and VGGT-1B",
+    )
     released_fusions: ClassVar[tuple[type[nn.Module], ...]] = (GeoThinkerFusion,)
     unread = UNREAD
     layer: ClassVar[int | None] = -2

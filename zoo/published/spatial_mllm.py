@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
-from zoo.backbones.base import AttentionImplementation, DType
+from zoo.backbones.base import AttentionImplementation, DType, License
 from zoo.backbones.official_names import VGGT_MODEL, Layout
 from zoo.backbones.pretrained import PretrainedQwen25VL, config_errors, qwen25_config
 from zoo.checkpoints.from_tensors import model_from_tensors
@@ -58,6 +58,10 @@ class PretrainedSpatialMLLM(Release, PretrainedQwen25VL):
     """
 
     title, released = "Spatial-MLLM", "Diankun/Spatial-MLLM-v1.1-Instruct-135K"
+    licensed = License(
+        "`Diankun/Spatial-MLLM-v1.1-Instruct-135K`, `-820K`",
+        "unknown (the code is MIT). Made of Qwen2.5-VL-3B and VGGT-1B, both non-commercial",
+    )
     architecture = "SpatialMLLMForConditionalGeneration"
     released_fusions = (AddFusion,)
     prefixes, stated = tuple(LAYOUT), tuple(VGGT_SIZES)

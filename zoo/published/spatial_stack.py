@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from zoo.backbones.base import AttentionImplementation, DType
+from zoo.backbones.base import AttentionImplementation, DType, License
 from zoo.backbones.official_names import FUSION, QWEN25, QWEN35, VGGT_MODEL, Layout
 from zoo.backbones.pretrained import PretrainedQwen35, qwen3_5_config, qwen25_config
 from zoo.checkpoints.from_tensors import model_from_tensors
@@ -83,6 +83,10 @@ class _SpatialStackRelease(Release):
     """What both releases share."""
 
     title = "SpatialStack"
+    licensed = License(
+        "`Journey9ni/SpatialStack-Qwen3.5-4B`, `-Qwen2.5-4B`",
+        "unknown (the code is Apache 2.0). Made of Qwen3.5-4B or Qwen2.5-VL-3B, and VGGT-1B",
+    )
     released_fusions: ClassVar[tuple[type[nn.Module], ...]] = (StackFusion, PatchMergerFusion)
     stacked = (StackFusion,)
     layer: ClassVar[int | None] = None

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.backbones.base import AttentionImplementation, DType
+from zoo.backbones.base import AttentionImplementation, DType, License
 from zoo.backbones.official_names import QWEN25, VGGT_MODEL, Layout
 from zoo.backbones.pretrained import PretrainedQwen25VL, qwen25_config
 from zoo.checkpoints.from_tensors import model_from_tensors
@@ -89,6 +89,10 @@ class PretrainedVGLLM(Release, PretrainedQwen25VL):
     """
 
     title, released = "VG-LLM", "zd11024/vgllm-qa-vggt-4b"
+    licensed = License(
+        "`zd11024/vgllm-qa-vggt-4b`, `-8b`, `VGLLM_for_Spatial_Reasoning_4B`",
+        "unknown (the code has no license file). Made of Qwen2.5-VL-3B or 7B and VGGT-1B",
+    )
     architecture = "Qwen2_5_VLForConditionalGenerationWithVGGT"
     released_fusions: ClassVar[tuple[type[nn.Module], ...]] = (PatchMergerFusion,)
     prefixes = (*LAYOUT, *FIRST_LAYOUT)
