@@ -35,7 +35,6 @@ from callbacks.run_config import (
     TRAIN_SCENES,
     config_of_command,
     config_of_training,
-    declared_options,
     find_saved_config,
     folder_of_run,
     option_of,
@@ -45,7 +44,7 @@ from datamodules.datamodule import skipped_scenes
 from datamodules.perturbations import wrong_poses
 from datamodules.scenes import shared_scenes
 from zoo.benchmarks import Benchmark, VSIBench
-from zoo.configuration import flatten, is_same_value, to_config
+from zoo.configuration import flatten, harmless, is_same_value, to_config
 from zoo.errors import InputError, printable
 from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
 from zoo.files.ownership import remove_partials
@@ -132,7 +131,7 @@ class MetricsCallback(Callback):
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, resumes: bool) -> tuple[Path, list[str]]:
         """Return the test's folder with its files, and the ids of the kept answers."""
         data, run = getattr(trainer, "datamodule", None), Path(trainer.default_root_dir)
-        excepted = declared_options("changes_no_answer", pl_module, data)
+        excepted = harmless("answers", pl_module, data)
         folder, self._lock = choose_folder(trainer, self._identity, excepted, step_of(pl_module))
         found = read_records([folder / PREDICTIONS, *rank_files(folder)]) if resumes and is_interrupted(folder) else []
         kept = with_scores((each for each in found if not each.get("error")), self._benchmark, self.scorer)
@@ -265,7 +264,7 @@ class MetricsCallback(Callback):
         """Return the entries of metrics.json that describe the test."""
         commit, is_clean = git_state()
         data = getattr(trainer, "datamodule", None)
-        excepted = declared_options("changes_no_answer", pl_module, data)
+        excepted = harmless("answers", pl_module, data)
         differing: dict[str, Any] = {}
         found: dict[str, Any] = {"checkpoint": None, "training": None, "training_overlap": None}
         if trainer.ckpt_path:

@@ -23,7 +23,6 @@ from callbacks.run_config import (
     PREDICTIONS,
     TEST_FILE,
     config_of_command,
-    declared_options,
     evaluation_config,
     find_saved_config,
     option_of,
@@ -32,7 +31,7 @@ from callbacks.run_config import (
 )
 from datamodules.datamodule import is_limited
 from datamodules.scenes import questions_fingerprint
-from zoo.configuration import changed_options, flatten, is_covered
+from zoo.configuration import changed_options, flatten, harmless, is_covered
 from zoo.errors import InputError
 from zoo.files.atomic_io import RECORD, try_lock
 from zoo.files.fingerprint import fingerprint
@@ -65,7 +64,7 @@ def identify_test(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any
     data: Any = getattr(trainer, "datamodule", None)
     model = getattr(pl_module, "model", None)
     # 1. Options.
-    excepted = declared_options("changes_no_answer", pl_module, data)
+    excepted = harmless("answers", pl_module, data)
     config = {
         name: value
         for name, value in flatten(config_of_command(trainer, pl_module)).items()

@@ -17,7 +17,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from zoo.configuration import DOTTED, Configurable, flatten, known_config
+from zoo.configuration import DOTTED, Configurable, OptionEffects, flatten, known_config
 from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import fingerprint
 from zoo.seed import resolve_seed
@@ -30,6 +30,18 @@ TEST_FILE, METRICS, PREDICTIONS = "test.json", "metrics.json", "predictions.json
 TRAIN_SCENES = "train_scenes.txt"  # in a run's folder: the names of its training scenes
 CONFIG_START = b"# zoo=="  # the start of a run's config.yaml, see `ZooCLI.init_parser`
 OWN_CODE = ("zoo", "datamodules")  # packages on which answers depend
+# the options of a command beside those of model and data; those that are not named change the training
+OF_COMMAND = OptionEffects(
+    nothing=(
+        *("trainer.default_root_dir", "trainer.logger", "trainer.log_every_n_steps", "trainer.profiler"),
+        *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing"),
+        *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+        *("trainer.detect_anomaly", "trainer.num_sanity_val_steps", "trainer.barebones", "trainer.inference_mode"),
+        *("trainer.limit_predict_batches", "checkpoint.every_n_train_steps"),
+    ),
+    answers=("trainer.limit_test_batches", "metrics.protocol"),
+    both=("trainer.precision", "seed_everything"),
+)
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -128,9 +140,13 @@ def find_saved_config(trainer: Trainer) -> SaveRunConfig | None:
 
 def evaluation_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a config that a test depends on: model, data, seed, precision, limit of batches, protocol."""
-    chosen: dict[str, Any] = {name: config.get(name) for name in ("model", "data", "seed_everything")}
-    for part, names in {"trainer": ("precision", "limit_test_batches"), "metrics": ("protocol",)}.items():
-        chosen[part] = {name: (config.get(part) or {}).get(name) for name in names}
+    chosen: dict[str, Any] = {name: config.get(name) for name in ("model", "data")}
+    for name in (*OF_COMMAND.both, *OF_COMMAND.answers):
+        part, _, option = name.rpartition(".")
+        if part:
+            chosen.setdefault(part, {})[option] = (config.get(part) or {}).get(option)
+        else:
+            chosen[option] = config.get(option)
     return chosen
 
 
@@ -146,16 +162,6 @@ def config_of_command(trainer: Trainer, pl_module: LightningModule) -> dict[str,
         "seed_everything": resolve_seed(None),
         "trainer": {"precision": trainer.precision, "limit_test_batches": trainer.limit_test_batches},
     }
-
-
-def declared_options(names: str, *owners: Any) -> tuple[str, ...]:
-    """Return the options that tasks and DataModules, or their classes, list in an attribute.
-
-    Args:
-        names: `changes_no_answer` or `changes_no_training`.
-        owners: Tasks and DataModules. One without the attribute lists nothing.
-    """
-    return tuple(chain.from_iterable(getattr(each, names, ()) for each in owners))
 
 
 def option_of(config: Mapping[str, Any], name: str) -> Any:

@@ -195,7 +195,10 @@ class Training(NamedTuple):
     @property
     def hours(self) -> list[float | None]:
         """Hours on each kind of GPU. None where the memory is not enough."""
-        flops = self.cost.steps[self.checkpointing].flops * self.accumulated * self.length[0]
+        return self.hours_of(self.cost.steps[self.checkpointing].flops * self.accumulated * self.length[0])
+
+    def hours_of(self, flops: float) -> list[float | None]:
+        """Return the hours of floating-point operations on each kind of GPU. None where the memory is not enough."""
         return [
             flops / (self.utilization * gpu.peak_tflops * 1e12) / 3600
             if self.needed <= USABLE * gpu.memory_gb * 1e9

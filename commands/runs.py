@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import yaml
@@ -28,7 +28,7 @@ from callbacks.configs import (
     read_config,
 )
 from callbacks.results_folder import is_interrupted
-from callbacks.run_config import TEST_FILE, TRAIN_SCENES, config_of_training, declared_options, folder_of_run
+from callbacks.run_config import TEST_FILE, TRAIN_SCENES, config_of_training, folder_of_run
 from commands.faults import explained
 from commands.new_run import describe_failure, make_folder, shared_folder
 from commands.parser import EVALUATION, build, command_parser, split_configs, split_options, trusted_modules
@@ -41,6 +41,7 @@ from zoo.configuration import (
     changed_options,
     check_class_paths,
     from_config,
+    harmless,
     is_own,
     named_modules,
     unusable_class,
@@ -312,7 +313,7 @@ def _has_other_weights(folder: Path, checkpoint: Path | None) -> bool:
 def _last(command: str, settings: Any) -> Path:
     """Return the checkpoint of the newest run of the same model."""
     asked = settings.as_dict()
-    excepted = _declared(settings, "changes_no_training" if command == "fit" else "changes_no_answer")
+    excepted = _harmless("training" if command == "fit" else "answers", settings)
     reasons: list[str] = []
     for run, trained in with_checkpoint():
         changed = changed_options({"model": trained["model"]}, {"model": asked["model"]}, excepted)
@@ -327,9 +328,9 @@ def _last(command: str, settings: Any) -> Path:
     )
 
 
-def _declared(settings: Any, names: str) -> tuple[str, ...]:
-    """Return the options that the classes of model and data list in an attribute, see `declared_options`."""
-    return declared_options(names, *(find_class(settings[part].class_path) for part in ("model", "data")))
+def _harmless(to: Literal["training", "answers"], settings: Any) -> tuple[str, ...]:
+    """Return the options of model and data that do not change a training, or answers, see `harmless`."""
+    return harmless(to, *(find_class(settings[part].class_path) for part in ("model", "data")))
 
 
 def _check_resumed(checkpoint: Path, settings: Any) -> None:
@@ -340,7 +341,7 @@ def _check_resumed(checkpoint: Path, settings: Any) -> None:
         return
     parts = ("model", "data", "seed_everything")
     trained, asked = ({part: each.get(part) for part in parts} for each in (training, settings.as_dict()))
-    if changed := changed_options(trained, asked, _declared(settings, "changes_no_training")):
+    if changed := changed_options(trained, asked, _harmless("training", settings)):
         run = run_of(checkpoint)
         raise InputError(
             f"--ckpt_path {checkpoint}: {run or 'it'} was trained with another {', '.join(changed)}, and a resumed "
@@ -382,7 +383,7 @@ def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any)
     if command != "test":
         return None
     asked = settings.as_dict()
-    excepted = _declared(settings, "changes_no_answer")
+    excepted = _harmless("answers", settings)
     for begun in sorted(RUNS.glob(f"*/{TEST_FILE}"), key=lambda path: -path.stat().st_mtime):
         run = begun.parent
         if not is_interrupted(run) or (run / CHECKPOINTS).exists() or (tested := readable_config(run)) is None:
@@ -414,7 +415,7 @@ def run_name(given: str | None, model: str, words: Sequence[str]) -> str:
         InputError: A folder can't have the given name.
     """
     if given is None:
-        excepted = getattr(find_class(model), "changes_no_answer", ())
+        excepted = harmless("answers", find_class(model))
         text = file_name("-".join(changed_parts(words, excepted)))
         return f"{model}-{text}" if text and len(text) <= LENGTH else model
     if not NAME.fullmatch(given) or given.strip(".") == "":

@@ -161,7 +161,7 @@ class TrainingCollate(Collate):
     """Build training sequences, in which the answers are supervised.
 
     Args:
-        tokens_per_sequence: Most tokens of a sequence with several questions. None sets no limit.
+        tokens_per_sequence: Maximum number of tokens of a sequence with several questions. None sets no limit.
         pack_scenes: Put several scenes into a sequence.
         parts: Arguments of `Collate`.
 

@@ -38,7 +38,7 @@ from datamodules.sources.base import QuestionFilter, Split
 from datamodules.sources.conversations import NO_MEDIUM
 from datamodules.video import companion_name
 from zoo.benchmarks import Benchmark
-from zoo.configuration import Configurable, known_config
+from zoo.configuration import Configurable, OptionEffects, known_config
 from zoo.errors import InputError, check_choice, describe
 from zoo.files.atomic_io import RECORD, JSONLines, read_records, write_output
 from zoo.files.ownership import remove_own
@@ -104,10 +104,10 @@ class VideoQADataModule(Configurable, LightningDataModule):
             the vision encoder's (`FixedWidthStills`, `OriginalStills`).
         batch_size: Sequences per training batch and rank. A sequence holds a scene with some of its questions. An epoch
             asks each question once.
-        questions_per_scene: Most questions in one training sequence, drawn anew in each epoch. A scene that is drawn
-            twice for a batch has twice as many.
-        tokens_per_sequence: Most tokens in one training sequence with several questions. Further questions form another
-            sequence of the same step. null sets no limit.
+        questions_per_scene: Maximum number of questions in one training sequence, drawn anew in each epoch. A scene that
+            is drawn twice for a batch has twice as many.
+        tokens_per_sequence: Maximum number of tokens in one training sequence with several questions. Further questions
+            form another sequence of the same step. null sets no limit.
         pack_scenes: Concatenate the scenes of a training batch without padding, into sequences of at most
             `tokens_per_sequence` tokens. Each scene attends only to itself. For FlexAttention on a GPU.
         questions_per_batch: Questions about one scene that are answered at once. The scene is encoded once.
@@ -141,24 +141,29 @@ class VideoQADataModule(Configurable, LightningDataModule):
         question: For `predict`: the question about the video.
 
     Attributes:
-        changes_no_answer: Dotted names of the options that don't change answers, see `zoo.tasks.Task`.
-        changes_no_training: Dotted names of the options that don't change a training step.
+        option_effects: What the options change: a training, answers, both or nothing.
         trained_scenes: The scenes of a training. Empty until they are read.
         tested_scenes: The scenes of a test with all questions, without perturbation. Empty until they are read.
         find_answered: Returns the ids of the test questions that are answered already and not asked again. A callback
             sets it in its `setup`. It is called after the scenes and the weights are read.
     """
 
-    changes_no_answer = (
-        *("data.num_workers", "data.keep_in_memory", "data.on_error", "data.frame_cache", "data.questions_per_batch"),
-        *("data.source.workers", "data.video", "data.question", "data.seed", "data.augmentation", "data.timeout_s"),
-        *("data.source.cache", "data.sampler.cache", "data.on_missing"),
-        *("data.batch_size", "data.questions_per_scene", "data.tokens_per_sequence", "data.pack_scenes"),
-        *("data.train_sampler", "data.train_frame_pairing"),
-    )
-    changes_no_training = (
-        *("data.num_workers", "data.keep_in_memory", "data.on_error", "data.frame_cache", "data.questions_per_batch"),
-        *("data.source.workers", "data.video", "data.question", "data.timeout_s", "data.on_missing"),
+    option_effects = OptionEffects(
+        nothing=(
+            *("data.num_workers", "data.keep_in_memory", "data.on_error", "data.on_missing", "data.timeout_s"),
+            *("data.frame_cache", "data.source.workers", "data.questions_per_batch", "data.video", "data.question"),
+        ),
+        training=(
+            *("data.seed", "data.augmentation", "data.source.cache", "data.sampler.cache", "data.train_sampler"),
+            *("data.train_frame_pairing", "data.batch_size", "data.questions_per_scene", "data.tokens_per_sequence"),
+            "data.pack_scenes",
+        ),
+        both=(
+            *("data.source", "data.datasets", "data.question_types", "data.scene_names", "data.subset"),
+            *("data.num_frames", "data.sampler", "data.frame_pairing", "data.frames_as", "data.perturbation"),
+            *("data.pixels", "data.image_pixels", "data.still_resize", "data.on_damage"),
+            *("data.system_prompt", "data.prompt_prefix", "data.prompt_wording", "data.poses_in_prompt"),
+        ),
     )
 
     def __init__(

@@ -145,7 +145,7 @@ class QuestionSampler(Sampler[list[TrainingItem]]):
     Args:
         num_questions: Number of questions of each scene.
         batch_size: Sequences per batch on each rank.
-        questions_per_scene: Most questions in one sequence.
+        questions_per_scene: Maximum number of questions in one sequence.
         seed: Seed of the shuffle, the same on all ranks.
         rank: Rank of this process.
         world_size: Number of processes. Each takes its own sequences of the same shuffle.

@@ -48,6 +48,7 @@ ROOT = Path(main.__file__).parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "recipes").glob("*.md"))]
 IN_ORDER = [ROOT / "docs/guide/running.md", ROOT / "docs/guide/models.md"]
+MADE = {"tests/repeat/", "zoo/published/half_vlm.py"}  # paths that a run or the reader of a tutorial makes
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 FENCED = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
@@ -90,6 +91,8 @@ def test_links_lead_to_files_and_options_are_named_as_they_are(page: Path) -> No
     options = re.findall(r"--(?:model|data|trainer)\.([a-z_.]*[a-z_])", text)
     assert [option for option in options if not {*option.split(".")} <= known] == []
     assert [test for test in re.findall(r"`(test_\w+)`", text) if test not in names_of_tests()] == []
+    paths = re.findall(r"`((?:zoo|datamodules|callbacks|commands|configs|tests|docs|studies|recipes)/[\w/.]+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists() and path not in MADE] == []
     assert not {"num_frmes"} <= known and {"num_frames", "camera_encoding", "max_steps"} <= known  # the control
 
 

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path, PurePath
 from pkgutil import resolve_name
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jsonargparse
 import yaml
@@ -368,6 +368,41 @@ def changed_options(before: Any, now: Any, excepted: Collection[str] = ()) -> li
     nameable = parts | one.keys() | other.keys()
     prefixes = (accumulate(name.split("."), "{}.{}".format) for name in differing)
     return list(dict.fromkeys(next(each for each in own if each in nameable) for own in prefixes))
+
+
+class OptionEffects(NamedTuple):
+    """What the options of a class change. A class lists each of its options once, by its full dotted name.
+
+    A name covers all options below it, except those that are listed themselves. An option that no class lists counts as
+    one of `both`.
+
+    Attributes:
+        nothing: They change neither a training step nor the answers of given weights.
+        training: They change a training, but not the answers of given weights. An interrupted test goes on with other
+            values of them.
+        answers: They change the answers of given weights, but not a training step. A training resumes with other
+            values of them.
+        both: They change both.
+    """
+
+    nothing: tuple[str, ...] = ()
+    training: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    both: tuple[str, ...] = ()
+
+    def harmless(self, to: Literal["training", "answers"]) -> tuple[str, ...]:
+        """Return the options that do not change a training, or the answers of given weights."""
+        return (*self.nothing, *(self.answers if to == "training" else self.training))
+
+
+def harmless(to: Literal["training", "answers"], *owners: Any) -> tuple[str, ...]:
+    """Return the options that do not change a training, or the answers of given weights.
+
+    Args:
+        to: What they do not change.
+        owners: Tasks, DataModules, or their classes, with `option_effects`. One without them lists nothing.
+    """
+    return tuple(name for each in owners for name in getattr(each, "option_effects", OptionEffects()).harmless(to))
 
 
 def is_covered(name: str, names: Collection[str]) -> bool:

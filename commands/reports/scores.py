@@ -28,13 +28,13 @@ from callbacks.checkpoint import BEST
 from callbacks.configs import is_own
 from callbacks.metrics import describe_unfinished
 from callbacks.results_folder import TESTS, rank_files
-from callbacks.run_config import METRICS, PREDICTIONS, TEST_FILE, declared_options
+from callbacks.run_config import METRICS, OF_COMMAND, PREDICTIONS, TEST_FILE
 from commands.reports.predictions import read_predictions
 from commands.responses.results import Response, read_responses
 from commands.runs import CONFIG
 from datamodules import VideoQADataModule
 from zoo.benchmarks import find_benchmark
-from zoo.configuration import flatten, is_covered, is_same_value
+from zoo.configuration import flatten, harmless, is_covered, is_same_value
 from zoo.errors import InputError, printable
 from zoo.metrics import with_scores
 from zoo.tasks.video_qa import VideoQATask
@@ -163,14 +163,7 @@ def flatten_scores(result: Mapping[str, Any]) -> dict[str, float]:
 STAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?$")  # of a folder that `fit` named
 MOST = 3  # options in a label
 # options that change no result of a training
-CHANGES_NO_RESULT = (
-    *declared_options("changes_no_training", VideoQATask, VideoQADataModule),
-    *("trainer.default_root_dir", "trainer.logger", "trainer.log_every_n_steps", "trainer.profiler"),
-    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.detect_anomaly", "trainer.num_sanity_val_steps", "trainer.barebones", "trainer.inference_mode"),
-    *("trainer.limit_test_batches", "trainer.limit_predict_batches", "checkpoint.every_n_train_steps"),
-)
+CHANGES_NO_RESULT = (*harmless("training", VideoQATask, VideoQADataModule), *OF_COMMAND.harmless("training"))
 # entries of metrics.json: runs are repetitions only with the same code, trained as far
 MADE_BY = ("run_step", "max_steps", "training_versions", "versions")
 
@@ -321,7 +314,7 @@ def _options(training: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[st
         for name, value in flatten({part: training.get(part) for part in parts}).items()
         if not is_covered(name, CHANGES_NO_RESULT)
     }
-    no_answer = declared_options("changes_no_answer", VideoQATask, VideoQADataModule)
+    no_answer = harmless("answers", VideoQATask, VideoQADataModule)
     whole = flatten(training)
     tested = {
         f"test.{name}": value

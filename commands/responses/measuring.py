@@ -29,6 +29,7 @@ from zoo.progress import progress
 from zoo.sequences.loaded_scene import LoadedScene
 from zoo.weights.saved_models import config_of
 
+NUM_SCENES = 50  # as many as are asked unless another number is given
 ANSWERS = "responses.jsonl"  # in a run's folder: the answers of each scene under each intervention
 GREEDY = ("max_new_tokens", "repetition_penalty")  # options of a task on which greedy answers depend
 Record = dict[str, Any]
@@ -38,7 +39,7 @@ def responses_of(
     run: str | Path,
     interventions: Sequence[Intervention] | None = None,
     split: Split = "test",
-    num_scenes: int = 50,
+    num_scenes: int = NUM_SCENES,
     device: str | None = None,
     trust_modules: Collection[str] = (),
     *,

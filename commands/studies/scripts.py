@@ -12,8 +12,11 @@ from typing import Any
 
 import pandas as pd
 
+from callbacks.configs import buildable_classes
 from commands.plan import GPUS, Training, gigabytes, in_tenths, parsed
+from commands.responses.measuring import NUM_SCENES
 from commands.studies.study_file import Run, Study, merged
+from datamodules import Intervention
 from zoo.configuration import flatten
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_output
@@ -60,8 +63,10 @@ def write_scripts(
         remove_own(former, BEGINNING.encode())
     for run in progress(runs, "plan", "trainings"):
         planned, settings = _plan(run), {**flatten(merged(run.configs)), **run.options}
-        rows.append([str(run), str(planned.gpus), *_takes(planned, run)])
-        gpu_hours += [[h and h * planned.gpus for h in planned.hours]] if run.is_trained else []
+        asked = _hours_of_responses(planned, run)
+        rows.append([str(run), str(planned.gpus), *_takes(planned, run, asked)])
+        if run.is_trained:  # one process measures the responses
+            gpu_hours.append([h and h * planned.gpus + more for h, more in zip(planned.hours, asked, strict=True)])
         nodes = int(settings.get("trainer.num_nodes") or 1)
         directives = {
             "name": f"{study.name}-{run.folder_name}",
@@ -98,7 +103,8 @@ def write_scripts(
     totals = [None if None in kind else sum(filter(None, kind)) for kind in zip(*gpu_hours, strict=True)]
     rows += [["all trainings, hours of one GPU", "", "", *map(in_tenths, totals)]] if totals else []
     share = f"at {planned.utilization:.0%} of a GPU's peak in bfloat16, without validations and tests"
-    note = f"Hours are of {planned.length[1]}, {share}; - does not fit."
+    responses = ", and of the responses to interventions" if any(run.responses for run in runs) else ""
+    note = f"Hours are of {planned.length[1]}{responses}, {share}; - does not fit."
     table = pd.DataFrame(rows, columns=HEADINGS).to_markdown(index=False, disable_numparse=True)
     write_output(folder / PLAN, f"{table}\n\n{note}\n", f"| {HEADINGS[0]} ")
     return files
@@ -112,11 +118,20 @@ def _plan(run: Run) -> Training:
         raise InputError(f"{run}: {error}") from error
 
 
-def _takes(planned: Training, run: Run) -> list[str]:
+def _hours_of_responses(planned: Training, run: Run) -> list[float]:
+    """Return the hours of a training's responses on each kind of GPU, or 0: a forward pass for each variant."""
+    kinds = {kind.__name__: kind for kind in buildable_classes(Intervention)}
+    variants = sum(kinds[name]().num_variants for name in run.responses)
+    of_question = planned.cost.steps[False].forward_flops / (planned.batch.scenes * planned.batch.questions)
+    return [hours or 0.0 for hours in planned.hours_of(NUM_SCENES * variants * of_question)]
+
+
+def _takes(planned: Training, run: Run, asked: Sequence[float]) -> list[str]:
     """Return the bytes on each GPU and the hours on each kind of GPU; for released weights the bytes of a test."""
     if not run.is_trained:
         return [gigabytes(planned.cost.weights / planned.shards), *("" for _ in GPUS)]
-    return planned.on_each_gpu()
+    needed, *_ = planned.on_each_gpu()
+    return [needed, *(in_tenths(h and h + more) for h, more in zip(planned.hours, asked, strict=True))]
 
 
 def _directive(name: str, value: Any) -> str:

@@ -16,7 +16,6 @@ import yaml
 from jsonargparse import ArgumentError
 
 from callbacks.configs import MergedConfig, buildable_classes, find_config, merge_configs
-from callbacks.run_config import declared_options
 from commands.main import COMMANDS
 from commands.parser import build, command_parser, explained, with_option
 from commands.reports.scores import CHANGES_NO_RESULT
@@ -31,9 +30,8 @@ RUNS = Path("runs") / "studies"
 MACRO = "macro"  # a score: the mean over the question types
 SAMPLING = "model.sampling"
 OWN = ""  # the name of the test that every trained model has
-ANSWERS_ONLY = {  # options that change a result without changing the training
-    *declared_options("changes_no_training", VideoQATask, VideoQADataModule)
-} - {*declared_options("changes_no_answer", VideoQATask, VideoQADataModule)}
+# options that change a result without changing the training
+ANSWERS_ONLY = (*VideoQATask.option_effects.answers, *VideoQADataModule.option_effects.answers)
 Options = dict[str, Any]  # values by dotted name
 
 

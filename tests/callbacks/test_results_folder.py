@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,14 +24,15 @@ from torch import nn
 
 from callbacks import SaveRunConfig
 from callbacks.results_folder import choose_folder, differences, finished_tests, identify_test
-from callbacks.run_config import METRICS, TEST_FILE
+from callbacks.run_config import METRICS, OF_COMMAND, TEST_FILE
 from datamodules import Duplicate, OriginalStills, PixelBounds, UniformSampler, VideoQADataModule
 from datamodules.scenes import Scene
 from tests.callbacks.breakable import Tiny, on_disk, results, run
 from tests.callbacks.toy import trainer
-from zoo.configuration import is_covered
+from zoo.configuration import OptionEffects, harmless, is_covered
 from zoo.errors import InputError
 from zoo.files.fingerprint import fingerprint
+from zoo.model import SpatialVLM
 from zoo.tasks import VideoQATask
 from zoo.weights.saved_models import config_of
 
@@ -111,7 +113,7 @@ EXCEPTED = ("model.learning_rates", "data.num_workers")
 
 
 class Model(LightningModule):
-    changes_no_answer = EXCEPTED
+    option_effects = OptionEffects(nothing=EXCEPTED)
 
     def __init__(self, *sizes: int) -> None:
         super().__init__()
@@ -262,8 +264,7 @@ def test_what_differs_from_the_training_has_both_values(trained: Path) -> None:
 
 def test_what_an_option_changes() -> None:
     kinds = VideoQATask, VideoQADataModule
-    no_answer = [name for kind in kinds for name in kind.changes_no_answer]
-    no_training = [name for kind in kinds for name in kind.changes_no_training]
+    no_answer, no_training = harmless("answers", *kinds), harmless("training", *kinds)
     options = {
         "answers and trainings": ("model.backbone.layers", "data.num_frames", "data.source.video"),
         "answers": ("model.repetition_penalty",),
@@ -282,6 +283,23 @@ def test_what_an_option_changes() -> None:
         for name in names:
             assert is_covered(name, no_answer) != ("answers" in changes), name
             assert is_covered(name, no_training) != ("trainings" in changes), name
+
+
+@pytest.mark.parametrize(
+    ("prefix", "owner", "classes"),
+    [("model.", VideoQATask, (VideoQATask, SpatialVLM)), ("data.", VideoQADataModule, (VideoQADataModule,))],
+)
+def test_each_option_states_once_what_it_changes(prefix: str, owner: Any, classes: tuple[type, ...]) -> None:
+    """So that a new option can't be forgotten, which would refuse a resume or join the tests of other trainings."""
+    stated = [name for names in owner.option_effects for name in names]
+    assert len(set(stated)) == len(stated)
+    parameters = {name for each in classes for name in signature(each).parameters} - {"parts"}
+    assert {f"{prefix}{name}" for name in parameters} == {name for name in stated if name.count(".") == 1}
+
+
+def test_the_options_of_the_trainer_are_known_to_lightning() -> None:
+    stated = [name for names in OF_COMMAND for name in names if name.startswith("trainer.")]
+    assert stated and {name.removeprefix("trainer.") for name in stated} <= signature(Trainer).parameters.keys()
 
 
 @pytest.mark.parametrize(

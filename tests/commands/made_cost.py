@@ -15,5 +15,5 @@ COST = TrainingCost(
     optimizer=32 * GB,
     gathered={False: 4 * GB, True: 18 * GB},
     gathered_weights=8 * GB,
-    steps={False: StepCost(30 * GB, 1), True: StepCost(10 * GB, 1)},
+    steps={False: StepCost(30 * GB, 1, 1), True: StepCost(10 * GB, 1, 1)},
 )

@@ -244,7 +244,7 @@ def test_shards_are_beside_what_is_gathered(accumulated: int, weights: int, need
 
 
 def test_hours_are_operations_over_a_share_of_the_peak() -> None:
-    cost = replace(COST, steps={False: StepCost(0, 3 * 10**18), True: StepCost(0, 4 * 10**18)})
+    cost = replace(COST, steps={False: StepCost(0, 3 * 10**18, 10**18), True: StepCost(0, 4 * 10**18, 10**18)})
     training = Training(cost, BATCH, gpus=2, accumulated=3, utilization=0.5, batches=6)
     column = 1 + [gpu.name for gpu in GPUS].index("H200")
 

@@ -62,13 +62,14 @@ CASES: dict[str, tuple[Callable[[], VideoQATask], str]] = {
 SLOW = [pytest.param(each, marks=pytest.mark.slow) for each in list(CASES)[1:]]
 
 
-def step(task: VideoQATask, sizes: BatchSizes, precision: str) -> None:
+def step(task: VideoQATask, sizes: BatchSizes, precision: str, backward: bool = True) -> None:
     """A forward and a backward pass."""
     batch = example_batch(task.model, sizes)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision.startswith("bf16"), cache_enabled=False):
         loss = task.model(batch)["loss"]
     del batch
-    loss.backward()
+    if backward:
+        loss.backward()
 
 
 def sizes_for(task: VideoQATask, **more: int) -> BatchSizes:
@@ -124,6 +125,9 @@ def test_the_planned_operations_are_those_of_a_step(family: tuple[Any, int], rec
     planned = training_cost(on_meta(build), sizes, "32-true").steps
     assert planned[recomputes].flops == pytest.approx(counter.get_total_flops(), rel=0.1)
     assert planned[not recomputes].flops != pytest.approx(counter.get_total_flops(), rel=0.1)  # the control
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        step(task, sizes, "32-true", backward=False)
+    assert planned[recomputes].forward_flops == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 @pytest.mark.parametrize("questions, limit", [(1, None), (4, 400), (4, 10)])

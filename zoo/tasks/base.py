@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from zoo.configuration import Configurable, check_class_paths, from_config, to_config, with_overrides
+from zoo.configuration import Configurable, OptionEffects, check_class_paths, from_config, to_config, with_overrides
 from zoo.errors import InputError, add_file_to_errors
 from zoo.model_spec import DataSettings, ModelSpec
 from zoo.precision import to_float32
@@ -178,10 +178,7 @@ class Task(Configurable, LightningModule):
     Attributes:
         data_settings: Settings of the run's data, which the DataModule sets in its `setup`.
         scorer: Name of the benchmark's scorer for validation and test. None is the benchmark's default.
-        changes_no_answer: Dotted names of options that do not change the answers of given weights. A name covers all
-            options below it. A test continues an interrupted one even if these options differ.
-        changes_no_training: Dotted names of options that do not change a training step. A training can be resumed with
-            other values of these.
+        option_effects: What the task's options change: a training, answers, both or nothing.
         answers_questions: Whether validation and test steps return prediction records.
         frozen_weights: By part, path and fingerprints of the files that frozen weights were read from.
         averages_over_step: Whether `Batch.weight` turns a batch's loss into its share of the mean over an optimizer
@@ -194,8 +191,7 @@ class Task(Configurable, LightningModule):
 
     data_settings = DataSettings()
     scorer: str | None = None
-    changes_no_answer: tuple[str, ...] = ("model.learning_rates", "model.optimizer", "model.scheduler")
-    changes_no_training: tuple[str, ...] = ()
+    option_effects = OptionEffects(training=("model.learning_rates", "model.optimizer", "model.scheduler"))
     strict_loading = False  # lets load_state_dict decide which tensors may be absent
     answers_questions: bool = True
     averages_over_step: bool = True

@@ -96,10 +96,12 @@ class StepCost(NamedTuple):
     Attributes:
         activations: Peak bytes beside weights, gradients and the optimizer's state.
         flops: Floating-point operations. A product and a sum count as two.
+        forward_flops: Those of the forward pass alone.
     """
 
     activations: float
     flops: float
+    forward_flops: float
 
 
 @dataclass(frozen=True)
@@ -381,7 +383,7 @@ def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointin
     visual_tokens, rows, length = sequence_sizes(model, batch)
     residual = backbone.like.element_size()
     itemsize = 2 if is_autocast else residual
-    blocks = kept = inside = flops = 0.0
+    blocks = kept = inside = flops = forward_flops = 0.0
     counted = set[nn.Module]() if model.geometry is None else set(model.geometry.modules())
     interactions, acting, group_length = interactions_of(task, batch)
     # 1. Transformer blocks.
@@ -393,6 +395,7 @@ def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointin
                 counted |= set(interaction.modules())
                 cost = cost.plus(interaction_cost(interaction, acting, group_length, is_autocast))
             flops += cost.forward + (cost.backward if group.has_gradient else 0)
+            forward_flops += cost.forward
             if not group.has_gradient:
                 continue
             if checkpointing and group.may_recompute:
@@ -408,16 +411,18 @@ def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointin
         if layer not in counted and layer is not head:
             forward, backward = linear_flops([layer], batch.scenes * visual_tokens)
             flops += forward + backward * trains(layer)
+            forward_flops += forward
             if trains(layer):
                 kept += batch.scenes * visual_tokens * (layer.in_features + layer.out_features) * itemsize
                 kept += copy_bytes(layer, is_autocast)
     kept += rows * length * backbone.hidden_size * (8 + 2 * residual)
     # 3. The head, on supervised tokens only.
-    flops += sum(linear_flops([head], batch.scenes * batch.questions * ANSWER))
+    forward, backward = linear_flops([head], batch.scenes * batch.questions * ANSWER)
+    flops, forward_flops = flops + forward + backward, forward_flops + forward
     size = head.weight.numel() * trains(head)
     shared = 4 * size if head.weight is backbone.decoder.get_input_embeddings().weight else 0
     at_start = blocks + kept + copy_bytes(head, is_autocast) + size * (itemsize + 4)
-    return StepCost(max(at_start, blocks + kept + inside + shared, kept + 3 * shared), flops)
+    return StepCost(max(at_start, blocks + kept + inside + shared, kept + 3 * shared), flops, forward_flops)
 
 
 def trains(module: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.base import Preprocessor
 from zoo.cameras.scene_geometry import PatchCameras
-from zoo.configuration import Configurable
+from zoo.configuration import Configurable, OptionEffects
 from zoo.errors import SCENE_FAULTS, InputError, add_file_to_errors, describe_fault, raised_at
 from zoo.generation import Sampling, answer_prompts, check_penalty, eval_mode, greedy
 from zoo.metrics import with_scores
@@ -241,16 +241,22 @@ class VideoQATask(Task):
     """
 
     not_configuration = SpatialVLM.not_configuration
-    changes_no_answer = (
-        *("model.gradient_checkpointing", "model.compile_decoder", "model.allow_untrained", "model.defer_weights"),
-        *("model.backbone.attn_implementation", "model.geometry_cache.max_size_gb", "model.geometry_cache.folder"),
-        *("model.learning_rates", "model.optimizer", "model.scheduler", "model.average", "model.lora.dropout"),
-        *("model.algorithm", "model.teacher", "model.initial_weights", "model.initial_parts"),
-    )
-    changes_no_training = (
-        *("model.gradient_checkpointing", "model.compile_decoder", "model.allow_untrained", "model.defer_weights"),
-        *("model.backbone.attn_implementation", "model.geometry_cache.max_size_gb"),
-        *("model.max_new_tokens", "model.repetition_penalty", "model.sampling"),
+    option_effects = OptionEffects(
+        nothing=(
+            *("model.gradient_checkpointing", "model.compile_decoder", "model.allow_untrained", "model.defer_weights"),
+            *("model.backbone.attn_implementation", "model.geometry_cache.max_size_gb"),
+        ),
+        training=(
+            *Task.option_effects.training,
+            *("model.average", "model.lora.dropout", "model.geometry_cache.folder"),
+            *("model.algorithm", "model.teacher", "model.initial_weights", "model.initial_parts"),
+        ),
+        answers=("model.max_new_tokens", "model.repetition_penalty", "model.sampling"),
+        both=(
+            *("model.backbone", "model.geometry", "model.geometry_cache", "model.fusion", "model.view_mixer"),
+            *("model.camera_encoding", "model.camera_source", "model.merged_camera", "model.time_index"),
+            *("model.text_after_vision", "model.lora", "model.objectives"),
+        ),
     )
 
     def __init__(

@@ -222,7 +222,7 @@ def read_start(task: Any, path: str, parts: Collection[str] | None = None) -> tu
     if new:
         differences.append(f"{path} lacks {', '.join(sorted(new))}, which start from their own weights")
     configs = {"model": checkpoint.get(CONFIG_KEY)}, {"model": task.configuration}
-    told = (*(f"model.{part}" for part in (*new, *_parts(left))), *task.changes_no_answer)
+    told = (*(f"model.{part}" for part in (*new, *_parts(left))), *task.option_effects.harmless("answers"))
     if all(each["model"] for each in configs) and (changed := changed_options(*configs, told)):
         differences.append(f"{path} was trained with another {', '.join(changed)}")
     if left:
