@@ -143,10 +143,11 @@ def test_one_module_removes_and_replaces_files() -> None:
 
 
 def test_published_models_are_named_in_their_files_alone() -> None:
-    """So that one more adds a file, a row of names in `zoo.published`, a test and configs."""
+    """So that one more adds a file, a test and configs, and no row in a file that is there."""
     names, files = set(zoo.published.__all__), modules()
     naming = {module for module, path in files.items() if names_in(path) & names}
     assert len(naming) > 4 and {module for module in naming if not module.startswith("zoo.published.")} == set()
+    assert "SpatialMLLM" in names and "SpatialMLLM" not in files["zoo.published"].read_text(encoding="utf-8")
 
 
 COMMANDS = """

@@ -34,6 +34,8 @@ from zoo.published.vg_llm import KEYS, SUPPORTED, WITH_VGGT, PretrainedVGLLM
 from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.load import ReleasedWeights, Tensors, TensorsUnder, first_tensor, load_weights
 
+__all__ = ["GeoThinker", "PretrainedGeoThinker", "PretrainedGeoThinkerQwen3", "load_geothinker", "official_interaction"]
+
 DECODER_LAYERS = {QWEN25: "model.layers.", QWEN3: "model.language_model.layers."}  # in its files
 INTERACTION = ".cross_attn."
 UNREAD = ("bias_gate.",)  # tensors of an interaction that the published code never reads

@@ -45,6 +45,8 @@ from zoo.sequences.packing import IGNORED
 from zoo.sequences.position_ids import layout_position_ids
 from zoo.sequences.time_index import SpanIndex
 
+__all__ = ["PretrainedGeoVR"]
+
 # heads, tokens and teachers, which only the training needs
 TRAINING = (
     *("model.camera_token.", "model.scale_token.", "camera_head.", "scale_head.", "dpt_head.", "distill_head_list."),

@@ -24,6 +24,8 @@ from zoo.published.release import VGGT_SIZES, Release, ReleasedGeometry, aggrega
 from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.load import Tensors
 
+__all__ = ["SpatialMLLM", "PretrainedSpatialMLLM", "load_spatial_mllm"]
+
 LAYOUT: Layout = {"spatial_encoder.vggt_model.": VGGT_MODEL, "connector.": "fusion.connector."}
 CONNECTOR_TYPE = "mlp_add"
 V1_CONNECTOR = "vggt_embedding_merger."

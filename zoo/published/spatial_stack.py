@@ -37,6 +37,8 @@ from zoo.published.vg_llm import KEYS, SUPPORTED, WITH_VGGT, PretrainedVGLLM
 from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.load import FirstNames, Tensors
 
+__all__ = ["SpatialStack", "PretrainedSpatialStack", "PretrainedSpatialStackQwen25", "load_spatial_stack"]
+
 STACK_ADD = "deepstack_language_add"
 # prefixes of the connectors' official names. The published class registers some parts twice, so a file may hold either
 # name or both

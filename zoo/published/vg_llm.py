@@ -35,6 +35,8 @@ from zoo.published.release import (
 from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.load import Tensors
 
+__all__ = ["VGLLM", "PretrainedVGLLM", "load_vg_llm", "official_fusion"]
+
 LAYOUT: Layout = {"geometry_encoder.vggt.": VGGT_MODEL, "geometry_merger.": "fusion.merger."}
 FIRST_LAYOUT: Layout = {"vggt.": VGGT_MODEL, "merger.": "fusion.merger."}  # names of the first release
 # supported values among those of the published code, which SpatialStack and GeoThinker extend
