@@ -149,8 +149,10 @@ def public_class(name: str) -> type | None:
 
 def import_named(config: Any) -> None:
     """Import the public classes that a configuration names, because jsonargparse finds imported classes only."""
-    for name in {*WORD.findall(str(config))}.intersection(public_names()):
-        public_class(name)
+    words = {*WORD.findall(str(config))}
+    for name in public_names():
+        if name in words:
+            public_class(name)
 
 
 def is_same_class(one: Any, other: Any) -> bool:
