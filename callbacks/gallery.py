@@ -14,8 +14,7 @@ from PIL import Image
 
 from evaluation.drawings import camera_map, contact_sheet, pose_map
 from zoo.errors import SCENE_FAULTS
-from zoo.tasks import VideoQATask
-from zoo.tasks.video_qa import predicted_cameras
+from zoo.tasks.video_qa import VideoQATask, predicted_cameras
 
 ANSWER = ("scene", "question", "prediction", "ground_truth")
 

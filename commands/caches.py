@@ -20,14 +20,14 @@ from datamodules.sources.base import Split
 from run_folder.new import launcher
 from zoo.errors import InputError
 from zoo.files.cache import Cache
-from zoo.geometry import CachedGeometry, GeometryCache
-from zoo.geometry.cache import STILLS_OF_ANOTHER_GRID
+from zoo.geometry.cache import STILLS_OF_ANOTHER_GRID, CachedGeometry, GeometryCache
 from zoo.model_spec import ModelSpec
+from zoo.objectives.teacher_model import Teacher
 from zoo.progress import progress
 from zoo.scene_encoding import encode_geometry
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 from zoo.sequences.loaded_scene import LoadedScene, PreparedScene
-from zoo.tasks import VideoQATask
+from zoo.tasks.video_qa import VideoQATask
 
 CACHE_FRAMES = """python main.py cache-frames: fill the frame cache ahead of a run.
 
@@ -265,7 +265,7 @@ def parse_geometry(arguments: list[str]) -> tuple[Any, list[CachedOutput]]:
     outputs: list[CachedOutput] = []
     if (output := _output_of_model(task)) is not None:
         outputs.append(output)
-    if task.teacher is not None and built.split == "train":
+    if isinstance(task.teacher, Teacher) and built.split == "train":
         try:
             task.teacher.outline.identity()
         except InputError as error:
@@ -309,7 +309,7 @@ def _output_of_model(task: VideoQATask) -> CachedOutput | None:
 def _output_of_teacher(task: VideoQATask) -> CachedOutput:
     """Return the outputs of a teacher in training: the targets of objectives, and the scale."""
     teacher, patch_size = task.teacher, task.model.backbone.patch_size
-    assert teacher is not None
+    assert isinstance(teacher, Teacher)
     encoder: Any = teacher.encoder
     encoder.match_patches(patch_size)
     caches = {"--model.teacher.cache": encoder.cache}

@@ -35,8 +35,9 @@ from run_folder.record import SaveRunConfig
 from run_folder.results import is_interrupted
 from zoo.errors import InputError, describe, printable
 from zoo.files.ownership import make_if_absent, remove_empty
-from zoo.tasks import Task, VideoQATask
+from zoo.tasks.base import Task
 from zoo.tasks.fsdp2 import FSDP2Strategy
+from zoo.tasks.video_qa import VideoQATask
 from zoo.versions import versions
 from zoo.weights.saved_models import LAST_CHECKPOINT
 

@@ -12,10 +12,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from commands.runs import run_of
 from datamodules import VideoQADataModule
 from datamodules.inference import READ_FROM_RUN
-from zoo.checkpoints import export_model, unofficial_parts
 from zoo.configuration import complete_config, to_config
 from zoo.errors import InputError
-from zoo.tasks import Task, VideoQATask
+from zoo.tasks.base import Task
+from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.checkpoint import FROZEN, check_frozen, read_checkpoint
 from zoo.weights.saved_models import config_of
 
@@ -52,6 +52,8 @@ class ExportingTrainer(Trainer):
         Raises:
             InputError: The model has no official layout, or the folder is not empty.
         """
+        from zoo.checkpoints.export import export_model, unofficial_parts  # knows the published models
+
         if not isinstance(model, VideoQATask):
             raise InputError(f"{type(model).__name__} is no video-language model: only these are exported")
         if ckpt_path is not None:

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from run_folder.configs import MergedConfig, find_class, find_error, option_names, parser_of, public_classes
-from zoo.configuration import unusable_class
+from run_folder.configs import MergedConfig, find_class, find_error, option_names, parser_of
+from zoo.configuration import public_names, unusable_class
 from zoo.errors import InputError, causes, describe, did_you_mean, input_error, raised_at, unwrapped
 
 Fault = tuple[str, str]  # an option's full name, and what is wrong with it
@@ -189,7 +189,7 @@ def _takes(parser: ArgumentParser, option: str, value: Any) -> bool:
 
 def _similar_class(parser: ArgumentParser, option: str, name: str) -> str:
     """Return the end of a message about an unknown class: the most similar class that the option accepts, or ""."""
-    by_lower_case = {each.lower(): each for each in public_classes()}
+    by_lower_case = {each.lower(): each for each in public_names()}
     alike = [by_lower_case[each] for each in get_close_matches(name.lower(), by_lower_case, 20, 0.4)]
     fitting = (each for each in alike if any(_takes(parser, option, value) for value in (each, [each])))
     guess = None if find_class(name) else next(fitting, None)

@@ -6,6 +6,7 @@ import json
 import math
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Defaul
 
 from commands.faults import CLASS_PATH, INIT_ARGS, KEYS_OF_PART, explained, opened, raise_failed_construction
 from run_folder.configs import MergedConfig, find_class, merge, merge_configs, model_of
-from zoo.configuration import flatten, is_same_class
+from zoo.configuration import flatten, import_named, is_same_class, public_names
 from zoo.errors import InputError
 
 EVALUATION = ("validate", "test", "predict", "export")  # commands that evaluate a run
@@ -79,11 +80,21 @@ def parse_merged(parser: ArgumentParser, words: Sequence[str], main: ArgumentPar
             raise InputError(f"--{part} null: leave the option out")
     _check_encodable(settings)
     try:
-        return (main or parser).parse_args([*command, "--config", as_json(settings), *others])
+        return _parse_args(main or parser, [*command, "--config", as_json(settings), *others])
     except ArgumentError as error:
         refused = error
     config = replace(config, settings=settings)
     raise explained(refused, parser, config, dict(given)) from refused
+
+
+def _parse_args(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Parse words after importing the classes that they name. Help, an error or a file in the words may name others."""
+    import_named(words)
+    with suppress(ArgumentError):
+        if not any(word.partition("=")[0].endswith(("help", "-h")) for word in words):
+            return parser.parse_args([*words])
+    import_named(public_names())
+    return parser.parse_args([*words])
 
 
 def _check_encodable(settings: Mapping[str, Any]) -> None:

@@ -44,9 +44,9 @@ from datamodules.resize import bounds_of_images
 from run_folder.configs import CONFIGS
 from zoo.errors import InputError
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
-from zoo.tasks import Task, VideoQATask
-from zoo.tasks.base import LearningRates
+from zoo.tasks.base import LearningRates, Task
 from zoo.tasks.training_cost import BatchSizes, TrainingCost, training_cost
+from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.load import is_quantized
 
 WIDTH = 120  # of tables, so that a narrow terminal breaks lines instead of cells

@@ -20,8 +20,6 @@ from zipfile import is_zipfile
 import yaml
 from jsonargparse import ArgumentParser
 
-import datamodules
-import zoo
 from zoo.configuration import (
     DOTTED,
     PlainLoader,
@@ -29,6 +27,8 @@ from zoo.configuration import (
     flatten,
     is_own,
     is_same_class,
+    public_class,
+    public_names,
     with_default_caches,
 )
 from zoo.errors import InputError, add_file_to_errors, did_you_mean
@@ -355,23 +355,17 @@ def class_paths(settings: Any) -> Iterator[str]:
 # ---- Classes ---------------------------------------------------------------------------------------------------------
 
 
-@cache
-def public_classes() -> dict[str, type]:
-    """Return the classes of `zoo` and `datamodules` that a config may name without their module, by name."""
-    found = [getattr(package, name) for package in (zoo, datamodules) for name in package.__all__]
-    return {kind.__name__: kind for kind in found if inspect.isclass(kind)}
-
-
 def buildable_classes(base: type = object) -> list[type]:
-    """Return the public classes below a base class that can be built."""
-    found = [kind for kind in public_classes().values() if issubclass(kind, base) and not inspect.isabstract(kind)]
+    """Return the public classes below a base class that can be built. All public classes are imported."""
+    kinds = [kind for name in public_names() if (kind := public_class(name)) is not None]
+    found = [kind for kind in kinds if issubclass(kind, base) and not inspect.isabstract(kind)]
     return [kind for kind in found if kind.__name__ not in BASE_MODELS]
 
 
 def find_class(path: str) -> Any:
     """Return the class or function with this name or import path, or None if there is none."""
     if "." not in path:
-        return zoo.tasks.Task if path == BASE_MODELS[0] else public_classes().get(path)
+        return public_class(path)
     with suppress(Exception):  # whatever the module raises, because the parser reports it
         return resolve_name(path) if DOTTED.fullmatch(path) else None
     return None

@@ -21,7 +21,7 @@ from zoo.configuration import DOTTED, Configurable, OptionEffects, flatten, know
 from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import fingerprint
 from zoo.seed import resolve_seed
-from zoo.tasks import Task
+from zoo.tasks.base import Task
 from zoo.weights.checkpoint import RUN, read_checkpoint
 from zoo.weights.saved_models import RUN_CONFIG, config_of
 

@@ -36,7 +36,7 @@ from zoo.errors import InputError
 from zoo.files.atomic_io import RECORD, try_lock
 from zoo.files.fingerprint import fingerprint
 from zoo.files.ownership import file_name, remove_own
-from zoo.geometry import CachedGeometry
+from zoo.geometry.cache import CachedGeometry
 from zoo.versions import ROOT
 from zoo.weights.checkpoint import fingerprints, read_checkpoint, released_sources
 from zoo.weights.saved_models import RUN_CONFIG, config_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.geometry.layers import quaternion_to_rotation
+from zoo.cameras.poses import quaternion_to_rotation
 
 
 def random_poses(count: int, seed: int = 0) -> Tensor:

@@ -17,7 +17,9 @@ from commands.studies.document import Cell, Document
 from commands.studies.results import open_results
 from commands.studies.study_file import OWN, read_study
 from datamodules import PanelFreeTurn, PanelRooms, PanelTurn
+from docs import licenses
 from docs.scores import QUESTIONS, SCORES, filled, judged
+from zoo.backbones.base import loaders
 
 ROOT = Path(__file__).parents[1]
 # measured by a user with the published code
@@ -164,3 +166,10 @@ def test_free_turns_need_the_pixel_and_more_than_a_quarter_turn() -> None:
     assert exact > 0.99 and quarter == pytest.approx(0.79, abs=0.02) and blind < 0.82
     exact, quarter, blind = scores_of_rules(PanelTurn(), 16)
     assert exact > 0.99 and quarter == pytest.approx(0.89, abs=0.02) and blind < 0.78
+
+
+def test_the_page_has_the_licenses_that_published_models_state() -> None:
+    """A published model adds its row by its own file."""
+    assert licenses.document() == licenses.DOCUMENT.read_text(encoding="utf-8")
+    published = [loader for loader in loaders() if loader.__module__.startswith("zoo.published.")]
+    assert published and all(loader.licensed is not None for loader in published)

@@ -1,10 +1,13 @@
-"""Imports point downward, without circles, and a backbone is named in its folder alone."""
+"""Imports point downward, without circles, and the core imports no extension."""
 
 from __future__ import annotations
 
 import ast
 import io
+import json
 import re
+import subprocess
+import sys
 import tokenize
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -35,6 +38,18 @@ EXCEPTIONS = {
     ("zoo.checkpoints.official_parts", "datamodules.resize"),
     ("zoo", "zoo.published"),
     ("zoo.checkpoints", "zoo.published"),
+}
+# A training of `prope.yaml`, its test and a question to it import nothing of these but what is in CORE.
+EXTENSIONS = (
+    *("zoo.published.", "zoo.checkpoints.", "zoo.geometry.", "zoo.fusions.", "zoo.objectives.", "zoo.tasks."),
+    *("zoo.media", "zoo.positions", "commands."),
+)
+CORE = {
+    *("zoo.geometry.base", "zoo.geometry.cache", "zoo.geometry.dataset_geometry"),
+    *("zoo.fusions.base", "zoo.fusions.entrance", "zoo.objectives.base", "zoo.objectives.camera_prediction"),
+    *("zoo.tasks.base", "zoo.tasks.fsdp2", "zoo.tasks.models", "zoo.tasks.video_qa"),
+    *("commands.cli", "commands.export", "commands.faults", "commands.main", "commands.parser"),
+    "commands.runs",
 }
 NAMES_A_BACKBONE = ("zoo.backbones", "zoo.checkpoints", "zoo.published", "zoo.tasks.models")
 
@@ -130,7 +145,41 @@ def test_one_module_removes_and_replaces_files() -> None:
 
 
 def test_published_models_are_named_in_their_files_alone() -> None:
-    """So that one more adds a file, a row of names in `zoo.published`, a test and configs."""
+    """So that one more adds a file, a test and configs, and no row in a file that is there."""
     names, files = set(zoo.published.__all__), modules()
     naming = {module for module, path in files.items() if names_in(path) & names}
     assert len(naming) > 4 and {module for module in naming if not module.startswith("zoo.published.")} == set()
+    assert "SpatialMLLM" in names and "SpatialMLLM" not in files["zoo.published"].read_text(encoding="utf-8")
+
+
+COMMANDS = """
+import json, sys
+sys.path.insert(0, {root!r})
+from main import main
+for words in {lines}:
+    sys.argv = ["main.py", *words]
+    main()
+core = sorted(sys.modules)
+from zoo.configuration import import_named
+import_named("SpatialMLLM, GRPO, Teacher")
+print(json.dumps([core, sorted(sys.modules)]))
+"""
+
+
+def extensions_in(loaded: list[str]) -> set[str]:
+    return {name for name in loaded if name.startswith(EXTENSIONS)} - CORE
+
+
+def test_fit_test_and_predict_import_no_extension(rooms_root: Path, tmp_path: Path) -> None:
+    """`prope.yaml` needs no published model, GRPO, teacher, geometry network, `plan`, `probe` or `study`."""
+    video = next(rooms_root.rglob("*.mp4"))
+    small = ["--gallery.scenes", "0", "--data.num_frames", "4", "--trainer.max_steps", "1"]
+    rooms = ["--config", "data_rooms.yaml", "--data.source.root", str(rooms_root), "--data.source.scenes", "[6,2,3]"]
+    asked = ["--data.video", str(video), "--data.question", "How large is this room?"]
+    lines = [["fit", "--config", "prope.yaml", *rooms, *small], ["test"], ["predict", *asked]]
+    script = COMMANDS.format(root=str(ROOT), lines=lines)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    core, control = json.loads(done.stdout.splitlines()[-1])
+    assert {*core} >= CORE and extensions_in(core) == set()
+    assert extensions_in(control) > {"zoo.published.spatial_mllm", "zoo.tasks.grpo", "zoo.objectives.teacher"}

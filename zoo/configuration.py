@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path, PurePath
@@ -29,6 +30,8 @@ import yaml
 from zoo.errors import InputError, describe, did_you_mean, raised_at, unwrapped
 
 DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
+WORD = re.compile(r"\w+")
+MENUS = ("zoo", "datamodules")  # packages whose public names a config may use alone
 RESOLVER = resolve_name.__name__
 RUNS = Path("runs")
 KNOWN = ("zoo", "datamodules", "callbacks", "torch.nn", "torch.optim", "lightning")
@@ -130,6 +133,26 @@ def _import_problem(path: str, error: Exception) -> str:
         classes = [name for name, kind in getattr(error.obj, "__dict__", {}).items() if inspect.isclass(kind)]
         return f"{error}{did_you_mean(str(error.name), classes)}"
     return describe(error)
+
+
+def public_names() -> list[str]:
+    """Return the names of `zoo` and `datamodules` that a config may use without their module."""
+    return [name for menu in MENUS for name in import_module(menu).__all__]
+
+
+def public_class(name: str) -> type | None:
+    """Import the class with a public name, and return it. None if there is none."""
+    menu = next((each for each in map(import_module, MENUS) if name in each.__all__), None)
+    kind = getattr(menu, name, None)
+    return kind if inspect.isclass(kind) else None
+
+
+def import_named(config: Any) -> None:
+    """Import the public classes that a configuration names, because jsonargparse finds imported classes only."""
+    words = {*WORD.findall(str(config))}
+    for name in public_names():
+        if name in words:
+            public_class(name)
 
 
 def is_same_class(one: Any, other: Any) -> bool:
@@ -272,6 +295,7 @@ def from_config(base: type[T], config: Mapping[str, Any]) -> T:
     Raises:
         InputError: The class or an option is unknown.
     """
+    import_named(config)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "part", required=True)
     try:

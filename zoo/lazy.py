@@ -12,13 +12,14 @@ def lazy_exports(package: str, exports: Mapping[str, Sequence[str]]) -> tuple[Ca
 
     Args:
         package: Name of the package.
-        exports: Public names by the module that defines them, relative to the package.
+        exports: Public names by the module that defines them, relative to the package. One more dot is the
+            package above, as in an import.
     """
-    modules = {name: f"{package}.{module}" for module, names in exports.items() for name in names}
+    modules = {name: f".{module}" for module, names in exports.items() for name in names}
 
     def load(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(modules[name]), name)
+        return getattr(import_module(modules[name], package), name)
 
     return load, sorted(modules)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TypedDict
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -19,31 +18,9 @@ from zoo.errors import InputError
 from zoo.geometry.base import BRIGHTEST, DARKEST
 from zoo.model_spec import ModelSpec
 from zoo.sequence_builder import SequenceBuilder
-from zoo.sequences.batch import Batch
+from zoo.sequences.batch import Batch, Media
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaSpan, SequenceLayout
 from zoo.sequences.loaded_scene import PreparedScene, prompt_grid
-
-
-class Media(TypedDict, total=False):
-    """The videos and images of a batch's sequences, in the order in which they appear.
-
-    - pixel_values_videos (patches, channels) and video_grid_thw (V, 3)
-    - pixel_values and image_grid_thw: the same for images
-    - frames: one (T, 3, H, W) tensor in 0..1 per video, for models with a geometry encoder. The images of a sequence
-      are one scene, and each image is doubled.
-    - seconds_per_grid: one value per video. None is 1.0.
-    - frame_indices: raw frames of each video, for a time index that uses them
-    - cameras: cameras of each sequence, one per temporal patch
-    """
-
-    pixel_values_videos: Tensor | None
-    video_grid_thw: Tensor | None
-    pixel_values: Tensor | None
-    image_grid_thw: Tensor | None
-    frames: list[Tensor] | None
-    seconds_per_grid: list[float] | Tensor | None
-    frame_indices: Sequence[Sequence[int]] | None
-    cameras: Cameras | None
 
 
 def batch_of_media(

@@ -24,17 +24,16 @@ from zoo.encodings import CameraEncoding, ViewMixer
 from zoo.encodings.per_view import PackedEncoding
 from zoo.errors import InputError, check_choice
 from zoo.faulty_kernels import avoid_faulty_cudnn
-from zoo.fusions import Fusion
+from zoo.fusions.base import Fusion
 from zoo.generation import Reply, answer_batch, answer_prompts, check_penalty, eval_mode
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import CachedGeometry, GeometryCache, GeometryReader, build_first_available
-from zoo.media import Media, batch_of_media, prompts_of_media
 from zoo.model_spec import CameraPlan, CameraSource, ModelSpec, asks_encoder, check_geometry, choose_time_index
-from zoo.objectives import Objective
 from zoo.objectives.base import (
     AVERAGES,
     AverageRule,
     Decoded,
+    Objective,
     append_view_token,
     end_token,
     objectives_by_name,
@@ -52,7 +51,7 @@ from zoo.scene_encoding import (
     sequence_cameras,
 )
 from zoo.sequence_builder import SequenceBuilder
-from zoo.sequences.batch import Batch, Sequences
+from zoo.sequences.batch import Batch, Media, Sequences
 from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.loaded_scene import FrameRules, TeacherTargets
 from zoo.sequences.position_ids import TextAfterVision
@@ -589,6 +588,8 @@ class SpatialVLM(Configurable, nn.Module):
         self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], **media: Unpack[Media]
     ) -> Float[Tensor, "B L vocabulary"]:
         """Compute the logits of whole sequences. `Media` describes the other arguments."""
+        from zoo.media import batch_of_media  # no training and no test reads raw sequences
+
         batch = batch_of_media(self.sequence_builder, input_ids, attention_mask, media).to(self.backbone.device)
         assert batch.sequences is not None
         inputs = self.decoder_inputs(self.encode_scenes(batch), batch.sequences)
@@ -606,6 +607,8 @@ class SpatialVLM(Configurable, nn.Module):
 
         Returns the new tokens only, up to and including a stop token.
         """
+        from zoo.media import prompts_of_media
+
         batch = prompts_of_media(self.sequence_builder, input_ids, attention_mask, media).to(self.backbone.device)
         replies = answer_prompts(self, self.encode_scenes(batch), batch.prompts, max_new_tokens)
         for reply in replies:

@@ -25,8 +25,7 @@ from zoo.cameras.rays import patch_depth, token_points
 from zoo.cameras.scene_geometry import MergedCamera, PatchCameras, SceneGeometry, Window, merge_cameras, stack_cameras
 from zoo.encodings.base import ViewMixer
 from zoo.errors import InputError
-from zoo.fusions import Fusion
-from zoo.fusions.base import resize_grid
+from zoo.fusions.base import Fusion, resize_grid
 from zoo.geometry.base import GeometryEncoder, covers, encoder_frames, resample_depth
 from zoo.geometry.cache import check_grid, geometry_of_frames
 from zoo.model_spec import CameraPlan

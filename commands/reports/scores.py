@@ -37,7 +37,7 @@ from zoo.benchmarks import find_benchmark
 from zoo.configuration import flatten, harmless, is_covered, is_same_value
 from zoo.errors import InputError, printable
 from zoo.metrics import with_scores
-from zoo.tasks import VideoQATask
+from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.saved_models import config_of
 
 GROUPS, MEANS = ("acc", "mra", "all"), ("macro", "micro")

@@ -24,7 +24,7 @@ from zoo.benchmarks import registered_benchmarks
 from zoo.configuration import RUNS, flatten, is_covered
 from zoo.errors import InputError, closest, did_you_mean
 from zoo.files.ownership import file_name
-from zoo.tasks import VideoQATask
+from zoo.tasks.video_qa import VideoQATask
 
 STUDIES = RUNS / "studies"  # folder for the runs of studies
 MACRO = "macro"  # a score: the mean over the question types

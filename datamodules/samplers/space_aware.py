@@ -19,10 +19,10 @@ from datamodules.depth import read_depth
 from datamodules.samplers.base import FrameSampler, PointMaps, PointSource, SceneView
 from datamodules.trajectories import Trajectory
 from zoo.cameras import intrinsics_in_pixels, normalize_intrinsics
-from zoo.cameras.rays import pixel_center_intrinsics
+from zoo.cameras.rays import pixel_center_intrinsics, unproject_depth
 from zoo.errors import InputError
 from zoo.files.fingerprint import file_fingerprint
-from zoo.geometry import GeometryEncoder, PretrainedVGGT, unproject_depth
+from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import LazyGeometry
 
 OFFICIAL_WIDTH = 518  # width in pixels of Spatial-MLLM's code
@@ -140,6 +140,8 @@ class PredictedPoints(PointSource):
         width: int = OFFICIAL_WIDTH,
         device: str | None = None,
     ) -> None:
+        from zoo.geometry.vggt_encoder import PretrainedVGGT  # other samplers and trainings need no VGGT
+
         self.head, self.width = head, width
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._is_default = encoder is None

@@ -30,10 +30,9 @@ from datamodules.trajectories.base import (
     upright_turns,
 )
 from datamodules.video import IMAGE_SUFFIXES, image_size, natural_key
-from zoo.cameras.poses import invert_se3, nearest_rotation, rigid_matrix
+from zoo.cameras.poses import invert_se3, nearest_rotation, quaternion_to_rotation, rigid_matrix
 from zoo.errors import InputError
 from zoo.files.atomic_io import read_json
-from zoo.geometry.layers import quaternion_to_rotation
 
 # ---- COLMAP ---------------------------------------------------------------------------------------------------------
 

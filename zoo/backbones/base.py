@@ -122,6 +122,20 @@ AttentionImplementation = dict[Literal["decoder", "vision"], str] | str
 DType = Literal["float32", "bfloat16"]
 
 
+class License(NamedTuple):
+    """A row of the table of licenses in docs/guide/published_models.md.
+
+    Attributes:
+        weights: Hub ids, in backticks.
+        license: What was found on the license, and the weights that the released ones were made of.
+        source: Where the license is stated.
+    """
+
+    weights: str
+    license: str
+    source: str = ""
+
+
 class BackboneLoader(Configurable, ABC):
     """Builds a `Backbone` and knows the source of its weights. `load` reads them.
 
@@ -143,6 +157,7 @@ class BackboneLoader(Configurable, ABC):
         config_keys: Keys of a release's config.json that describe other parts than the backbone.
         known_configs: Sizes in the config.json of released models, for plans without a download: by the name of the
             release, the name of its backbone's release and what the config.json adds to it.
+        licensed: The license of released weights.
         refused: Weights that no class loads: prefixes of their tensors, and what they are.
         shown_as: Options of the DataModule that show frames to a released model as its group's evaluation does.
     """
@@ -155,6 +170,7 @@ class BackboneLoader(Configurable, ABC):
     released_fusions: ClassVar[tuple[type[nn.Module], ...]] = ()
     config_keys: ClassVar[tuple[str, ...]] = ()
     known_configs: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
+    licensed: ClassVar[License | None] = None
     refused: ClassVar[Mapping[str, str]] = {}
     shown_as: ClassVar[Mapping[str, Any]] = {}
 

@@ -1,10 +1,19 @@
 """Loading and exporting official checkpoints, in memory or as a released folder.
 
-The names of published models, such as `load_vg_llm`, are those of `zoo.published`.
+The names of published models, such as `load_vg_llm`, are those of `zoo.published`. Each file is imported when one of
+its names is first used.
 """
 
-from zoo.backbones import PretrainedQwen3VL, PretrainedQwen25VL, PretrainedQwen35
-from zoo.checkpoints.export import export_model, official_parameters, official_tensors, unofficial_parts
-from zoo.checkpoints.from_tensors import load_qwen3_5, load_qwen3_vl, load_qwen25_vl
-from zoo.checkpoints.official_parts import official_3d_tokens, official_pictures
-from zoo.published import __getattr__
+from zoo.lazy import lazy_exports
+from zoo.published import __all__ as PUBLISHED
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        ".backbones": ["PretrainedQwen25VL", "PretrainedQwen35", "PretrainedQwen3VL"],
+        "export": ["export_model", "official_parameters", "official_tensors", "unofficial_parts"],
+        "from_tensors": ["load_qwen25_vl", "load_qwen3_5", "load_qwen3_vl"],
+        "official_parts": ["official_3d_tokens", "official_pictures"],
+        ".published": PUBLISHED,
+    },
+)

@@ -33,7 +33,8 @@ from zoo.backbones.pretrained import FAMILIES, PretrainedQwenVL, backbone_settin
 from zoo.configuration import complete_config, known_config
 from zoo.errors import InputError
 from zoo.files.atomic_io import new_folder, refuse_full, write_json, write_whole
-from zoo.geometry import CachedGeometry, vggt
+from zoo.geometry import vggt
+from zoo.geometry.cache import CachedGeometry
 from zoo.weights.checkpoint import released_sources
 from zoo.weights.load import (
     CONFIG,

@@ -9,7 +9,7 @@ from torch import Tensor
 from zoo.backbones.qwen3_5 import tiny_preprocessor as tiny_qwen35_preprocessor
 from zoo.backbones.qwen25_vl import tiny_preprocessor
 from zoo.errors import InputError
-from zoo.fusions import Fusion
+from zoo.fusions.base import Fusion
 from zoo.geometry.base import SceneGeometry
 from zoo.model import SpatialVLM
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE

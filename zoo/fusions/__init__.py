@@ -1,13 +1,23 @@
-"""Fusions of 2D and 3D tokens: at the decoder's input, after its layers (`deep.py`), or in them (`geothinker.py`)."""
+"""Fusions of 2D and 3D tokens: at the decoder's input, after its layers (`deep.py`), or in them (`geothinker.py`).
 
-from zoo.fusions.base import Fusion, merge_spatial
-from zoo.fusions.deep import DeepFusion, StackFusion
-from zoo.fusions.entrance import (
-    AddFusion,
-    AttentionFusion,
-    CameraTokenFusion,
-    ConcatSplitFusion,
-    PatchMergerFusion,
-    SubspaceFusion,
+Each file is imported when one of its names is first used.
+"""
+
+from zoo.lazy import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "base": ["Fusion", "merge_spatial"],
+        "deep": ["DeepFusion", "StackFusion"],
+        "entrance": [
+            "AddFusion",
+            "AttentionFusion",
+            "CameraTokenFusion",
+            "ConcatSplitFusion",
+            "PatchMergerFusion",
+            "SubspaceFusion",
+        ],
+        "geothinker": ["GeoThinkerFusion"],
+    },
 )
-from zoo.fusions.geothinker import GeoThinkerFusion

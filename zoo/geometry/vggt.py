@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from zoo.cameras.poses import rigid_matrix
+from zoo.cameras.poses import quaternion_to_rotation, rigid_matrix, rotation_to_quaternion
 from zoo.errors import InputError
 from zoo.geometry.layers import (
     DPT,
@@ -30,8 +30,6 @@ from zoo.geometry.layers import (
     normalize,
     patch_rotations,
     products_in,
-    quaternion_to_rotation,
-    rotation_to_quaternion,
     select_frames,
     upsample,
 )

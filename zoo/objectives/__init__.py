@@ -1,7 +1,14 @@
-"""Training objectives. Each file beside `base.py` holds one kind."""
+"""Training objectives. Each file beside `base.py` holds one kind, and is imported when it is first used."""
 
-from zoo.objectives.base import Decoded, LanguageModeling, LayerObjective, Objective
-from zoo.objectives.camera_prediction import CameraPrediction
-from zoo.objectives.depth_prediction import DepthPrediction, RayDepthPrediction
-from zoo.objectives.masked_views import MaskedViews
-from zoo.objectives.teacher import Distillation, MetricScale, TeacherDepth, TeacherPose
+from zoo.lazy import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "base": ["Decoded", "LanguageModeling", "LayerObjective", "Objective"],
+        "camera_prediction": ["CameraPrediction"],
+        "depth_prediction": ["DepthPrediction", "RayDepthPrediction"],
+        "masked_views": ["MaskedViews"],
+        "teacher": ["Distillation", "MetricScale", "TeacherDepth", "TeacherPose"],
+    },
+)

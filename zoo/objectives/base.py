@@ -13,7 +13,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,12 +26,12 @@ from zoo.configuration import Configurable
 from zoo.encodings.base import CameraModule, EncodedCameras
 from zoo.errors import InputError
 from zoo.fusions.base import Connector
-from zoo.model_spec import Target
+from zoo.model_spec import ModelSpec, Target
 from zoo.precision import to_float32
 from zoo.scene_encoding import EncodedScene
 from zoo.sequences.batch import Sequences
 from zoo.sequences.layout import ExtraTokens
-from zoo.sequences.loaded_scene import PreparedScene, TeacherTarget
+from zoo.sequences.loaded_scene import PreparedScene, TeacherTarget, TeacherTargets
 from zoo.values import check_shape
 
 AverageRule = Literal["questions", "micro_batch_tokens"]
@@ -409,6 +410,38 @@ def resolve_extra_tokens(objectives: Iterable[Objective], appended: ExtraTokens,
             "needs none with token: false, TeacherPose and MetricScale with token: none"
         )
     return kinds[0] if kinds else ExtraTokens.NONE
+
+
+class BaseTeacher(Configurable, ABC):
+    """What a training asks of a teacher. The one teacher is `zoo.objectives.teacher_model.Teacher`.
+
+    Attributes:
+        targets: Targets that objectives learn. Only these are computed.
+    """
+
+    targets: frozenset[TeacherTarget] = frozenset(get_args(TeacherTarget))
+
+    @property
+    @abstractmethod
+    def given(self) -> set[str]:
+        """The fields of `TeacherTargets` that it provides. Fields from the dataset exist where a scene has them."""
+
+    @property
+    @abstractmethod
+    def sources(self) -> dict[str, tuple[str, tuple[Path, ...]]]:
+        """Hub id or path, and files, of the released weights that its targets depend on."""
+
+    @abstractmethod
+    def match_layers(self, objectives: Iterable[Objective]) -> None:
+        """Let objectives read the decoder layers that are published for this kind of teacher."""
+
+    @abstractmethod
+    def added_to(self, spec: ModelSpec) -> ModelSpec:
+        """Return the needs of a training, given the needs of the model."""
+
+    @abstractmethod
+    def __call__(self, scenes: Sequence[PreparedScene], patch_size: int) -> list[TeacherTargets | None]:
+        """Compute the targets of scenes. Some may have none (None)."""
 
 
 def check_teacher(objectives: Iterable[Objective], given: Collection[str] | None) -> None:

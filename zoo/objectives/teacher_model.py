@@ -11,28 +11,26 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from zoo.cameras.poses import intrinsics_in_pixels
 from zoo.cameras.scene_geometry import SceneGeometry, Window
-from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder, ScaleSource, resample_frames
 from zoo.geometry.cache import CachedGeometry, GeometryCache
 from zoo.geometry.vggt import cameras_to_pose_encoding
 from zoo.model_spec import ModelSpec
-from zoo.objectives.base import Objective
+from zoo.objectives.base import BaseTeacher, Objective
 from zoo.objectives.teacher import TeacherObjective
 from zoo.precision import full_precision
 from zoo.scene_encoding import geometry_inputs, seen_by_vision, window_of_vision
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import FrameRules, PreparedScene, TeacherTarget, TeacherTargets
+from zoo.sequences.loaded_scene import FrameRules, PreparedScene, TeacherTargets
 
 
-class Teacher(Configurable):
+class Teacher(BaseTeacher):
     """A geometry encoder whose tokens, cameras, depth and scale are targets of objectives.
 
     It is built when a training starts. An evaluation neither builds nor downloads it, and an export does not name it.
@@ -48,14 +46,9 @@ class Teacher(Configurable):
         shuffled: Exchange the targets between a batch's scenes, as a control from which nothing about a scene can be
             learned. A scene has no targets if no other scene of the batch has the same size and number of views.
 
-    Attributes:
-        targets: Targets that objectives learn. Only these are computed.
-
     Raises:
         InputError: The share is 0, or not in -1 to 1.
     """
-
-    targets: frozenset[TeacherTarget] = frozenset(get_args(TeacherTarget))
 
     def __init__(
         self,
@@ -111,7 +104,6 @@ class Teacher(Configurable):
 
     @property
     def given(self) -> set[str]:
-        """The fields of `TeacherTargets` that it provides. Fields from the dataset exist where a scene has them."""
         outline = self.outline
         found = {
             "tokens": outline.width > 0,
@@ -123,7 +115,6 @@ class Teacher(Configurable):
 
     @property
     def sources(self) -> dict[str, tuple[str, tuple[Path, ...]]]:
-        """Hub id or path, and files, of the released weights that its targets depend on."""
         parts: dict[str, GeometryEncoder | ScaleSource | None] = {
             "teacher": self.outline,
             "unit of the teacher": self.outline.scale_from,
@@ -137,13 +128,11 @@ class Teacher(Configurable):
         return 2 if self.shuffled else 1
 
     def match_layers(self, objectives: Iterable[Objective]) -> None:
-        """Let objectives read the decoder layers that are published for this kind of teacher."""
         for objective in objectives:
             if isinstance(objective, TeacherObjective):
                 objective.match_teacher(self.outline.taught_as)
 
     def added_to(self, spec: ModelSpec) -> ModelSpec:
-        """Return the needs of a training, given the needs of the model."""
         outline, scale = self.outline, self.scale
         cameras = outline.requires_cameras or (scale is not None and scale.requires_cameras)
         return replace(

@@ -16,6 +16,8 @@ from zoo.objectives.base import Decoded, Objective
 from zoo.precision import full_precision, to_float32
 from zoo.scene_encoding import EncodedScene
 
+__all__ = ["PosePrediction"]
+
 PoseLoss = Literal["l1", "l2"]
 Rescaled = Literal["target", "prediction"]
 PROJECTOR, HEAD = "projector_list.0.0.", "camera_head."  # prefixes of the official names

@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.backbones.base import AttentionImplementation, DType
+from zoo.backbones.base import AttentionImplementation, DType, License
 from zoo.backbones.official_names import FUSION, QWEN3, QWEN25, VGGT_MODEL, Layout
 from zoo.backbones.pretrained import PretrainedQwen3VL, qwen3_config, qwen25_config
 from zoo.checkpoints.from_tensors import model_from_tensors
-from zoo.fusions import Fusion, GeoThinkerFusion
-from zoo.fusions.base import HIDDEN
-from zoo.fusions.geothinker import Interaction, group_size, interaction_layers
-from zoo.geometry import DatasetGeometry, GeometryEncoder
+from zoo.fusions.base import HIDDEN, Fusion
+from zoo.fusions.geothinker import GeoThinkerFusion, Interaction, group_size, interaction_layers
+from zoo.geometry.base import GeometryEncoder
+from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
 from zoo.published.release import (
@@ -33,6 +33,8 @@ from zoo.published.release import (
 from zoo.published.vg_llm import KEYS, SUPPORTED, WITH_VGGT, PretrainedVGLLM
 from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.load import ReleasedWeights, Tensors, TensorsUnder, first_tensor, load_weights
+
+__all__ = ["GeoThinker", "PretrainedGeoThinker", "PretrainedGeoThinkerQwen3", "load_geothinker", "official_interaction"]
 
 DECODER_LAYERS = {QWEN25: "model.layers.", QWEN3: "model.language_model.layers."}  # in its files
 INTERACTION = ".cross_attn."
@@ -84,6 +86,10 @@ class _GeoThinkerRelease(Release):
     """What the releases on both backbones share."""
 
     title = "GeoThinker"
+    licensed = License(
+        "`lihy285/GeoThinker`",
+        "unknown (the code is MIT). Made of Qwen2.5-VL-3B or 7B or Qwen3-VL-8B, and VGGT-1B",
+    )
     released_fusions: ClassVar[tuple[type[nn.Module], ...]] = (GeoThinkerFusion,)
     unread = UNREAD
     layer: ClassVar[int | None] = -2

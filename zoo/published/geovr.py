@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from zoo.backbones.base import AttentionImplementation, DType
+from zoo.backbones.base import AttentionImplementation, DType, License
 from zoo.backbones.pretrained import EmptyQwenVL, PretrainedQwen3VL, qwen3_config
 from zoo.checkpoints.from_tensors import load_backbone
 from zoo.geometry.da3.model import SKY, fit_scale, to_meters
@@ -45,6 +45,8 @@ from zoo.sequences.packing import IGNORED
 from zoo.sequences.position_ids import layout_position_ids
 from zoo.sequences.time_index import SpanIndex
 
+__all__ = ["PretrainedGeoVR"]
+
 # heads, tokens and teachers, which only the training needs
 TRAINING = (
     *("model.camera_token.", "model.scale_token.", "camera_head.", "scale_head.", "dpt_head.", "distill_head_list."),
@@ -65,6 +67,12 @@ class PretrainedGeoVR(PretrainedQwen3VL):
     """
 
     title, released = "GeoVR", "WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B"
+    licensed = License(
+        "`WHB139426/GeoVR`",
+        "MIT (the code has no license file). "
+        "Made of Qwen3-VL; the files may also hold the teacher, VGGT-1B or VGGT-Omega, which are non-commercial",
+        "model card",
+    )
     skip = TRAINING
     known_configs = {
         f"GeoVR-{teacher}-Qwen3-VL-{size}B": (f"Qwen3-VL-{size}B-Instruct", {})

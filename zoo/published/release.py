@@ -21,7 +21,7 @@ from torch import nn
 from zoo.backbones.official_names import FUSION, VGGT_MODEL, Layout
 from zoo.backbones.pretrained import PretrainedQwenVL, config_errors
 from zoo.errors import InputError
-from zoo.fusions import Fusion
+from zoo.fusions.base import Fusion
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.layers import layer_index
 from zoo.geometry.vggt import VGGT, Aggregator

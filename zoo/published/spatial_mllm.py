@@ -9,18 +9,22 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
-from zoo.backbones.base import AttentionImplementation, DType
+from zoo.backbones.base import AttentionImplementation, DType, License
 from zoo.backbones.official_names import VGGT_MODEL, Layout
 from zoo.backbones.pretrained import PretrainedQwen25VL, config_errors, qwen25_config
 from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.errors import InputError
-from zoo.fusions import AddFusion, Fusion
-from zoo.geometry import DatasetGeometry, GeometryEncoder
+from zoo.fusions.base import Fusion
+from zoo.fusions.entrance import AddFusion
+from zoo.geometry.base import GeometryEncoder
+from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
 from zoo.published.release import VGGT_SIZES, Release, ReleasedGeometry, aggregator_of
 from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.load import Tensors
+
+__all__ = ["SpatialMLLM", "PretrainedSpatialMLLM", "load_spatial_mllm"]
 
 LAYOUT: Layout = {"spatial_encoder.vggt_model.": VGGT_MODEL, "connector.": "fusion.connector."}
 CONNECTOR_TYPE = "mlp_add"
@@ -56,6 +60,10 @@ class PretrainedSpatialMLLM(Release, PretrainedQwen25VL):
     """
 
     title, released = "Spatial-MLLM", "Diankun/Spatial-MLLM-v1.1-Instruct-135K"
+    licensed = License(
+        "`Diankun/Spatial-MLLM-v1.1-Instruct-135K`, `-820K`",
+        "unknown (the code is MIT). Made of Qwen2.5-VL-3B and VGGT-1B, both non-commercial",
+    )
     architecture = "SpatialMLLMForConditionalGeneration"
     released_fusions = (AddFusion,)
     prefixes, stated = tuple(LAYOUT), tuple(VGGT_SIZES)

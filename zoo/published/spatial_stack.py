@@ -13,14 +13,16 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from zoo.backbones.base import AttentionImplementation, DType
+from zoo.backbones.base import AttentionImplementation, DType, License
 from zoo.backbones.official_names import FUSION, QWEN25, QWEN35, VGGT_MODEL, Layout
 from zoo.backbones.pretrained import PretrainedQwen35, qwen3_5_config, qwen25_config
 from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.errors import InputError
-from zoo.fusions import Fusion, PatchMergerFusion, StackFusion
-from zoo.fusions.base import HIDDEN, PatchNorm
-from zoo.geometry import DatasetGeometry, GeometryEncoder
+from zoo.fusions.base import HIDDEN, Fusion, PatchNorm
+from zoo.fusions.deep import StackFusion
+from zoo.fusions.entrance import PatchMergerFusion
+from zoo.geometry.base import GeometryEncoder
+from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
 from zoo.published.release import (
@@ -34,6 +36,8 @@ from zoo.published.release import (
 from zoo.published.vg_llm import KEYS, SUPPORTED, WITH_VGGT, PretrainedVGLLM
 from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.load import FirstNames, Tensors
+
+__all__ = ["SpatialStack", "PretrainedSpatialStack", "PretrainedSpatialStackQwen25", "load_spatial_stack"]
 
 STACK_ADD = "deepstack_language_add"
 # prefixes of the connectors' official names. The published class registers some parts twice, so a file may hold either
@@ -81,6 +85,10 @@ class _SpatialStackRelease(Release):
     """What both releases share."""
 
     title = "SpatialStack"
+    licensed = License(
+        "`Journey9ni/SpatialStack-Qwen3.5-4B`, `-Qwen2.5-4B`",
+        "unknown (the code is Apache 2.0). Made of Qwen3.5-4B or Qwen2.5-VL-3B, and VGGT-1B",
+    )
     released_fusions: ClassVar[tuple[type[nn.Module], ...]] = (StackFusion, PatchMergerFusion)
     stacked = (StackFusion,)
     layer: ClassVar[int | None] = None

@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.backbones.base import AttentionImplementation, DType
+from zoo.backbones.base import AttentionImplementation, DType, License
 from zoo.backbones.official_names import QWEN25, VGGT_MODEL, Layout
 from zoo.backbones.pretrained import PretrainedQwen25VL, qwen25_config
 from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.checkpoints.official_parts import FusedStills, added_features
-from zoo.fusions import Fusion, PatchMergerFusion
-from zoo.fusions.base import HIDDEN
-from zoo.geometry import DatasetGeometry, GeometryEncoder
+from zoo.fusions.base import HIDDEN, Fusion
+from zoo.fusions.entrance import PatchMergerFusion
+from zoo.geometry.base import GeometryEncoder
+from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
 from zoo.published.release import (
@@ -33,6 +34,8 @@ from zoo.published.release import (
 )
 from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.load import Tensors
+
+__all__ = ["VGLLM", "PretrainedVGLLM", "load_vg_llm", "official_fusion"]
 
 LAYOUT: Layout = {"geometry_encoder.vggt.": VGGT_MODEL, "geometry_merger.": "fusion.merger."}
 FIRST_LAYOUT: Layout = {"vggt.": VGGT_MODEL, "merger.": "fusion.merger."}  # names of the first release
@@ -88,6 +91,10 @@ class PretrainedVGLLM(Release, PretrainedQwen25VL):
     """
 
     title, released = "VG-LLM", "zd11024/vgllm-qa-vggt-4b"
+    licensed = License(
+        "`zd11024/vgllm-qa-vggt-4b`, `-8b`, `VGLLM_for_Spatial_Reasoning_4B`",
+        "unknown (the code has no license file). Made of Qwen2.5-VL-3B or 7B and VGGT-1B",
+    )
     architecture = "Qwen2_5_VLForConditionalGenerationWithVGGT"
     released_fusions: ClassVar[tuple[type[nn.Module], ...]] = (PatchMergerFusion,)
     prefixes = (*LAYOUT, *FIRST_LAYOUT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,28 @@ from zoo.sequences.position_ids import DeferredPositions
 from zoo.values import Movable
 
 Record = dict[str, Any]  # record of a question, as in predictions.jsonl
+
+
+class Media(TypedDict, total=False):
+    """The videos and images of a batch's sequences, in the order in which they appear.
+
+    - pixel_values_videos (patches, channels) and video_grid_thw (V, 3)
+    - pixel_values and image_grid_thw: the same for images
+    - frames: one (T, 3, H, W) tensor in 0..1 per video, for models with a geometry encoder. The images of a sequence
+      are one scene, and each image is doubled.
+    - seconds_per_grid: one value per video. None is 1.0.
+    - frame_indices: raw frames of each video, for a time index that uses them
+    - cameras: cameras of each sequence, one per temporal patch
+    """
+
+    pixel_values_videos: Tensor | None
+    video_grid_thw: Tensor | None
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+    frames: list[Tensor] | None
+    seconds_per_grid: list[float] | Tensor | None
+    frame_indices: Sequence[Sequence[int]] | None
+    cameras: Cameras | None
 
 
 @dataclass(frozen=True, eq=False)

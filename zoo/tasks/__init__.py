@@ -1,8 +1,15 @@
-"""LightningModules that train and evaluate models."""
+"""LightningModules that train and evaluate models. Each file is imported when one of its names is first used."""
 
-from zoo.tasks.base import Task
-from zoo.tasks.geometry_pretraining import GeometryPretraining
-from zoo.tasks.grpo import GRPO
-from zoo.tasks.models import BaselineVLM, ConcatSplitMLLM, PRoPEMLLM, Qwen3VL, Qwen25VL, Qwen35
-from zoo.tasks.rewards import AnswerFormat, AnswerScore, Reward, ShuffledAnswerScore
-from zoo.tasks.video_qa import Algorithm, SupervisedFineTuning, VideoQATask
+from zoo.lazy import lazy_exports
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "base": ["Task"],
+        "geometry_pretraining": ["GeometryPretraining"],
+        "grpo": ["GRPO"],
+        "models": ["BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen35", "Qwen3VL"],
+        "rewards": ["AnswerFormat", "AnswerScore", "Reward", "ShuffledAnswerScore"],
+        "video_qa": ["Algorithm", "SupervisedFineTuning", "VideoQATask"],
+    },
+)

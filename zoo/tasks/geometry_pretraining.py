@@ -26,10 +26,10 @@ from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.cameras.rays import pixel_center_intrinsics, unproject_depth
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
-from zoo.geometry import TinyVGGT
 from zoo.geometry.base import PretrainableEncoder, SceneGeometry, same_shape
 from zoo.geometry.layers import select_frames
 from zoo.geometry.vggt import VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
+from zoo.geometry.vggt_encoder import TinyVGGT
 from zoo.model_spec import ModelSpec
 from zoo.sequences.batch import Batch
 from zoo.tasks.base import LearningRates, Task, WarmupCosine, fused_adamw

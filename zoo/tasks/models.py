@@ -19,8 +19,10 @@ from zoo.backbones import (
 )
 from zoo.encodings import CameraEncoding, ViewAttention, ViewMixer
 from zoo.errors import InputError
-from zoo.fusions import ConcatSplitFusion, Fusion, SubspaceFusion
-from zoo.geometry import DatasetGeometry, GeometryEncoder
+from zoo.fusions.base import Fusion
+from zoo.fusions.entrance import ConcatSplitFusion, SubspaceFusion
+from zoo.geometry.base import GeometryEncoder
+from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.tasks.video_qa import VideoQATask
 
 

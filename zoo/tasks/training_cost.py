@@ -47,6 +47,7 @@ from zoo.configuration import known_config
 from zoo.fusions.geothinker import Interaction
 from zoo.geometry.metric_model import MetricModel
 from zoo.model import SpatialVLM
+from zoo.objectives.base import BaseTeacher
 from zoo.objectives.teacher_model import Teacher
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
 from zoo.tasks.base import parameter_groups
@@ -205,9 +206,9 @@ def gathered_bytes(model: SpatialVLM, precision: str) -> tuple[dict[bool, int], 
     return held, sum(weights.values())
 
 
-def teacher_networks(teacher: Teacher | None) -> list[Any]:
+def teacher_networks(teacher: BaseTeacher | None) -> list[Any]:
     """Return the frozen networks beside the model on the meta device. Empty if a cache replaces them."""
-    if teacher is None or known_config(teacher).get("cache") is not None:
+    if not isinstance(teacher, Teacher) or known_config(teacher).get("cache") is not None:
         return []
     with torch.device("meta"):
         teacher.enable_heads(teacher.outline)

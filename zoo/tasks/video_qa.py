@@ -28,9 +28,8 @@ from zoo.generation import Sampling, answer_prompts, check_penalty, eval_mode, g
 from zoo.metrics import with_scores
 from zoo.model import SpatialVLM
 from zoo.model_spec import ModelSpec
-from zoo.objectives.base import Decoded, Objective, check_teacher
+from zoo.objectives.base import BaseTeacher, Decoded, Objective, check_teacher
 from zoo.objectives.camera_prediction import CameraPrediction
-from zoo.objectives.teacher_model import Teacher
 from zoo.precision import answer_precision
 from zoo.scene_encoding import EncodedScene, encode_vision
 from zoo.seed import seed_of
@@ -293,7 +292,7 @@ class VideoQATask(Task):
         sampling: Sampling | None = None,
         allow_untrained: bool = False,
         algorithm: Algorithm | None = None,
-        teacher: Teacher | None = None,
+        teacher: BaseTeacher | None = None,
         initial_weights: str | None = None,
         initial_parts: list[Part] | None = None,
         **parts: Any,

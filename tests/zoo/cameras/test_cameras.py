@@ -14,10 +14,10 @@ from torch import Tensor
 from tests.zoo.geometry.projection import project_points
 from zoo import Cameras
 from zoo.cameras import SceneGeometry, intrinsics_in_pixels, normalize_intrinsics
+from zoo.cameras.poses import quaternion_to_rotation
 from zoo.cameras.rays import ray_directions, token_points
 from zoo.cameras.scene_geometry import PatchCameras, Window, merge_cameras, stack_cameras
 from zoo.encodings.testing import random_cameras
-from zoo.geometry.layers import quaternion_to_rotation
 from zoo.scene_encoding import scene_points
 
 

@@ -15,7 +15,7 @@ from tests.poses import random_poses
 from tests.zoo.geometry.official import GOLDEN
 from tests.zoo.geometry.projection import project_points
 from zoo.cameras import Cameras
-from zoo.cameras.poses import invert_se3, nearest_rotation
+from zoo.cameras.poses import invert_se3, nearest_rotation, quaternion_to_rotation, rotation_to_quaternion
 from zoo.errors import InputError
 from zoo.geometry import (
     DatasetGeometry,
@@ -24,7 +24,6 @@ from zoo.geometry import (
     pose_encoding_to_cameras,
     unproject_depth,
 )
-from zoo.geometry.layers import quaternion_to_rotation, rotation_to_quaternion
 
 CASES = sorted(path.stem for path in (GOLDEN / "vggt_geometry").glob("*.safetensors"))
 RTOL, ATOL = 1e-6, 1e-6

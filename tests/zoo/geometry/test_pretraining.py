@@ -27,11 +27,10 @@ from datamodules.video import Video
 from tests.conftest import ROOMS
 from tests.poses import random_poses
 from tests.zoo.geometry.pi3x import dataset_scene
-from zoo.cameras.poses import invert_se3, pose_distance
+from zoo.cameras.poses import invert_se3, pose_distance, quaternion_to_rotation, rotation_to_quaternion
 from zoo.cameras.rays import unproject_depth
 from zoo.errors import InputError
 from zoo.geometry import Pi3XEncoder, Pi3XOutput, SceneGeometry, TinyPi3X, TinyVGGT, VGGTOutput
-from zoo.geometry.layers import quaternion_to_rotation, rotation_to_quaternion
 from zoo.sequences.batch import Batch
 from zoo.sequences.loaded_scene import LoadedScene, PreparedScene
 from zoo.tasks.base import LearningRates

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.cameras.poses import invert_se3, rigid_matrix
+from zoo.cameras.poses import invert_se3, quaternion_to_rotation, rigid_matrix, rotation_to_quaternion
 from zoo.geometry.layers import (
     DPT,
     MLP,
@@ -18,8 +18,6 @@ from zoo.geometry.layers import (
     Scratch,
     in_chunks,
     output_branch,
-    quaternion_to_rotation,
-    rotation_to_quaternion,
     upsample,
 )
 from zoo.precision import full_precision, to_float32
