@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.tables import filled, markdown
-
+from timings.tables import filled, markdown
 from zoo.backbones.base import loaders
 
 DOCUMENT = Path(__file__).parent / "guide" / "published_models.md"

@@ -16,8 +16,8 @@ import pandas as pd
 from commands.reports.plot import draw, draw_curves
 from commands.reports.scores import Tested
 from commands.reports.statistics import FEWEST, ONE_SEED, Difference, difference, margin, shown, verdicts
-from commands.responses.results import from_json, response_table
-from commands.studies.results import UNLEARNED, Result, Results
+from commands.responses.results import response_table
+from commands.studies.results import UNLEARNED, Result, Results, responses_of
 from commands.studies.study_file import OWN, Comparison, Study, as_words
 from datamodules.sources.base import ORACLE
 from evaluation.baselines import BELOW, MEANING, NAMES, blind_only, is_below
@@ -126,10 +126,10 @@ class Document:
         """Return the table of the responses of all settings, pooled over seeds. Empty if none are measured."""
         names = ((name, column) for name in self.study.settings for column in self.study.columns_of(name))
         labeled = (
-            (", ".join(filter(None, (name, column))), from_json(each))
+            (", ".join(filter(None, (name, column))), each)
             for name, column in names
             for result in self.found(Cell(name, column)).values()
-            for each in result.responses
+            for each in responses_of(result)
         )
         return response_table(labeled).reset_index()
 

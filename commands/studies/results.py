@@ -72,7 +72,8 @@ class Result:
         small_parameters: Values of each small parameter before and after the training, see `Task`.
         curve: Pairs of a training step and the score of the validation scenes at it, in the measure of the row.
         predictions: The answer to each question, see `compress`. "" for results of former versions.
-        responses: The model's responses to interventions, as in responses.json, with the row's own test.
+        responses: The model's responses to interventions, with the row's own test, see `compress`. "" if none are
+            measured.
     """
 
     setting: str
@@ -93,7 +94,7 @@ class Result:
     small_parameters: dict[str, list[list[float]]] = field(default_factory=dict)
     curve: list[list[int | float]] = field(default_factory=list)
     predictions: str = ""
-    responses: list[dict[str, Any]] = field(default_factory=list)
+    responses: str = ""
 
 
 class Results:
@@ -171,7 +172,7 @@ class Results:
     def are_complete(self, run: Run) -> bool:
         """Return whether a planned training has all of its tests and responses."""
         found = self.find(run)
-        measured = {each["intervention"] for each in found[OWN].responses} if OWN in found else set()
+        measured = {each.intervention for each in responses_of(found[OWN])} if OWN in found else set()
         return len(found) == len(run.tests) and measured >= {*run.responses}
 
     def stale(self, runs: Sequence[Run]) -> list[Result]:
@@ -220,7 +221,7 @@ class Results:
             training=f"{label}, seed {result.seed}",
             options={**result.options, **{f"test.{name}": value for name, value in result.test_options.items()}},
             small_parameters=result.small_parameters,
-            responses=[from_json(each) for each in result.responses],
+            responses=responses_of(result),
         )
 
 
@@ -306,18 +307,23 @@ def read_result(
         },
         curve=[[step, round(score, DIGITS)] for step, score in curve],
         predictions=compress([record["prediction"] for record in records]),
-        responses=[as_json(each) for each in responses],
+        responses=compress([as_json(each) for each in responses]) if responses else "",
     )
     return result, questions
 
 
-def compress(texts: list[str]) -> str:
-    """Return texts as one short text: zlib in base 85, some 500 characters for 500 numbers."""
-    return b85encode(zlib.compress(json.dumps(texts, separators=(",", ":")).encode(), 9)).decode()
+def responses_of(result: Result) -> list[Response]:
+    """Return the responses of a trained model."""
+    return [from_json(each) for each in decompress(result.responses)] if result.responses else []
 
 
-def decompress(text: str) -> list[str]:
-    """Return the texts that `compress` has packed.
+def compress(values: list[Any]) -> str:
+    """Return values of JSON as one short text: zlib in base 85, some 500 characters for 500 numbers."""
+    return b85encode(zlib.compress(json.dumps(values, separators=(",", ":")).encode(), 9)).decode()
+
+
+def decompress(text: str) -> list[Any]:
+    """Return the values that `compress` has packed.
 
     Example:
         >>> decompress(compress(["1.5", "left"]))

@@ -12,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from commands.plan import Training, parameters_table
+from commands.plan import PlannedTraining, parameters_table
 from tests.zoo.live_bytes import most_live_bytes
 from timings.example_batch import example_batch
 from zoo import (
@@ -184,7 +184,7 @@ def test_a_teacher_is_weights_and_operations(tmp_path: Path) -> None:
     assert (plain.weights, plain.gradients, plain.optimizer) == (alone.weights, alone.gradients, alone.optimizer)
     flops = [each.steps[False].flops for each in (alone, plain, scaled)]
     assert flops == sorted(flops) and len(set(flops)) == 3
-    rows = [Training(cost, BatchSizes(4, 64, 64), "fsdp2", gpus=4) for cost in (alone, plain)]
+    rows = [PlannedTraining(cost, BatchSizes(4, 64, 64), "fsdp2", gpus=4) for cost in (alone, plain)]
     assert [each.rows.get("teacher", 0) for each in rows] == [0, plain.teacher]  # on each GPU the whole
     assert rows[1].evaluation - rows[0].evaluation == plain.teacher
     assert list(parameters_table(plain).columns[0].cells)[-2:] == ["teacher", "total"]

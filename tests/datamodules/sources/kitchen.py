@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zoo.cameras.poses import invert_se3, nearest_rotation
-from zoo.geometry.layers import rotation_to_quaternion
+from zoo.cameras.poses import invert_se3, nearest_rotation, rotation_to_quaternion
 
 FOCAL, CENTER, WIDTH, HEIGHT = 585.0, (320.0, 240.0), 640, 480
 PICKED = range(300, 360, 10)  # the frames whose pictures and depth there are, every tenth
