@@ -233,14 +233,11 @@ def _scene_inputs(loaded: LoadedScene, patch_size: int) -> PreparedScene:
         raise InputError(loaded.error)
     assert loaded.frames is not None
     height, width = loaded.frames.shape[-2:]
-    return PreparedScene(
-        loaded.name,
+    return PreparedScene.of(
+        loaded,
         frames=loaded.seen_by_geometry,
-        vision_window=loaded.vision_window,
-        kind=loaded.kind,
         grid_thw=(len(loaded.frames) // TEMPORAL_PATCH_SIZE, height // patch_size, width // patch_size),
         geometry=None if loaded.geometry is None else loaded.geometry.without_invalid_cameras(),
-        true_geometry=loaded.true_geometry,
     )
 
 

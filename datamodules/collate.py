@@ -108,23 +108,17 @@ class Collate(ABC):
                 frames, geometry, loaded.kind, has_cameras=cameras is not None, window=loaded.vision_window
             )
         steps, height, width = grid_thw.tolist()
-        return PreparedScene(
-            loaded.name,
+        return PreparedScene.of(
+            loaded,
             pixel_values=pixel_values,
             grid_thw=(steps, height, width),
             token_side=spec.frames.token_side((steps, height, width)),
             frames=frames if spec.requires_frames and cached is None else None,
-            vision_window=loaded.vision_window,
-            kind=loaded.kind,
-            frame_indices=loaded.frame_indices,
             seconds_per_grid=None if spec.seconds == "nominal" else loaded.seconds_per_grid,
             geometry=geometry,
-            true_geometry=loaded.true_geometry,
             cached_geometry=cached,
             cameras=cameras,
             geometry_override=self.prepare(other) if isinstance(other, LoadedScene) else other,
-            question_types=loaded.question_types,
-            draw=loaded.draw,
         )
 
     def media(self, loaded: LoadedScene, prepared: PreparedScene) -> Sequence[Content]:
@@ -237,15 +231,7 @@ class SceneCollate:
         ]
         readable = [scene for scene in loaded if scene.error is None]
         scenes = [
-            PreparedScene(
-                scene.name,
-                grid_thw=(len(scene.frame_indices or ()) // TEMPORAL_PATCH_SIZE, 0, 0),
-                frames=scene.frames,
-                frame_indices=scene.frame_indices,
-                geometry=scene.geometry,
-                true_geometry=scene.true_geometry,
-                draw=scene.draw,
-            )
+            PreparedScene.of(scene, grid_thw=(len(scene.frame_indices or ()) // TEMPORAL_PATCH_SIZE, 0, 0))
             for scene in readable
         ]
         counts = [_count_answers(scene) for scene in readable]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Bool, Float, Int, Shaped
@@ -300,6 +300,12 @@ class PreparedScene(Movable):
     # training
     question_types: Sequence[str] = ()
     draw: int = 0
+
+    @classmethod
+    def of(cls, loaded: LoadedScene, **own: Any) -> PreparedScene:
+        """Return a prepared scene with what it has in common with the scene as read, and with values of its own."""
+        common = {each.name for each in fields(cls)} & {each.name for each in fields(loaded)} - {"geometry_override"}
+        return cls(**{**{name: getattr(loaded, name) for name in common}, **own})
 
     @property
     def target_geometry(self) -> SceneGeometry | None:
