@@ -15,8 +15,7 @@ import pandas as pd
 from commands.plan import GPUS, PlannedTraining, gigabytes, in_tenths, parsed
 from commands.responses.measuring import NUM_SCENES
 from commands.studies.study_file import Run, Study, merged
-from datamodules import Intervention
-from run_folder.configs import buildable_classes
+from run_folder.configs import find_class
 from zoo.configuration import flatten
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_output
@@ -66,7 +65,8 @@ def write_scripts(
         asked = _hours_of_responses(planned, run)
         rows.append([str(run), str(planned.gpus), *_takes(planned, run, asked)])
         if run.is_trained:  # one process measures the responses
-            gpu_hours.append([h and h * planned.gpus + more for h, more in zip(planned.hours, asked, strict=True)])
+            training = (hours and hours * planned.gpus for hours in planned.hours)
+            gpu_hours.append([own and own + more for own, more in zip(training, asked, strict=True)])
         nodes = int(settings.get("trainer.num_nodes") or 1)
         directives = {
             "name": f"{study.name}-{run.folder_name}",
@@ -120,8 +120,7 @@ def _plan(run: Run) -> PlannedTraining:
 
 def _hours_of_responses(planned: PlannedTraining, run: Run) -> list[float]:
     """Return the hours of a training's responses on each kind of GPU, or 0: a forward pass for each variant."""
-    kinds = {kind.__name__: kind for kind in buildable_classes(Intervention)}
-    variants = sum(kinds[name]().num_variants for name in run.responses)
+    variants = sum(find_class(name)().num_variants for name in run.responses)
     of_question = planned.cost.steps[False].forward_flops / (planned.batch.scenes * planned.batch.questions)
     return [hours or 0.0 for hours in planned.hours_of(NUM_SCENES * variants * of_question)]
 
@@ -130,8 +129,8 @@ def _takes(planned: PlannedTraining, run: Run, asked: Sequence[float]) -> list[s
     """Return the bytes on each GPU and the hours on each kind of GPU; for released weights the bytes of a test."""
     if not run.is_trained:
         return [gigabytes(planned.cost.weights / planned.shards), *("" for _ in GPUS)]
-    needed, *_ = planned.on_each_gpu()
-    return [needed, *(in_tenths(h and h + more) for h, more in zip(planned.hours, asked, strict=True))]
+    hours = (in_tenths(own and own + more) for own, more in zip(planned.hours, asked, strict=True))
+    return [gigabytes(planned.needed), *hours]
 
 
 def _directive(name: str, value: Any) -> str:
