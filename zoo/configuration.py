@@ -375,8 +375,8 @@ def changed_options(before: Any, now: Any, excepted: Collection[str] = ()) -> li
 class OptionEffects(NamedTuple):
     """What the options of a class change. A class lists each of its options once, by its full dotted name.
 
-    A name covers all options below it, except those that are listed themselves. An option that no class lists counts as
-    one of `both`.
+    A name covers all options below it. One below an entry of `both` may be listed by itself if it changes less. An
+    option that no class lists counts as one of `both`.
 
     Attributes:
         nothing: They change neither a training step nor the answers of given weights.

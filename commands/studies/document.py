@@ -17,7 +17,7 @@ from commands.reports.plot import draw, draw_curves
 from commands.reports.scores import Tested
 from commands.reports.statistics import FEWEST, ONE_SEED, Difference, difference, margin, shown, verdicts
 from commands.responses.results import response_table
-from commands.studies.results import UNLEARNED, Result, Results, responses_of
+from commands.studies.results import UNLEARNED, Result, Results, unpack_responses
 from commands.studies.study_file import OWN, Comparison, Study, as_words
 from datamodules.sources.base import ORACLE
 from evaluation.baselines import BELOW, MEANING, NAMES, blind_only, is_below
@@ -129,7 +129,7 @@ class Document:
             (", ".join(filter(None, (name, column))), each)
             for name, column in names
             for result in self.found(Cell(name, column)).values()
-            for each in responses_of(result)
+            for each in unpack_responses(result)
         )
         return response_table(labeled).reset_index()
 

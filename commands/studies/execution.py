@@ -125,7 +125,7 @@ class Execution:
 
     Args:
         plan: The study.
-        results: Its results, to which those of the runs are added.
+        results: The study's results. Those of the runs are added to them.
         asked: The options of the command.
         scripts: The file for sbatch of each run, if SLURM executes it.
     """
@@ -146,7 +146,7 @@ class Execution:
         return absent
 
     def run(self, todo: Sequence[Run], absent: dict[str, str]) -> None:
-        """Train and test, but for runs that require an absent file. Print how each ends."""
+        """Train and test the runs, except those that require an absent file. Print how each ends."""
         ready = []
         for run in todo:
             if lacking := [file for file in run.requires if file in absent]:

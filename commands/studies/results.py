@@ -172,7 +172,7 @@ class Results:
     def are_complete(self, run: Run) -> bool:
         """Return whether a planned training has all of its tests and responses."""
         found = self.find(run)
-        measured = {each.intervention for each in responses_of(found[OWN])} if OWN in found else set()
+        measured = {each.intervention for each in unpack_responses(found[OWN])} if OWN in found else set()
         return len(found) == len(run.tests) and measured >= {*run.responses}
 
     def stale(self, runs: Sequence[Run]) -> list[Result]:
@@ -221,7 +221,7 @@ class Results:
             training=f"{label}, seed {result.seed}",
             options={**result.options, **{f"test.{name}": value for name, value in result.test_options.items()}},
             small_parameters=result.small_parameters,
-            responses=responses_of(result),
+            responses=unpack_responses(result),
         )
 
 
@@ -312,8 +312,8 @@ def read_result(
     return result, questions
 
 
-def responses_of(result: Result) -> list[Response]:
-    """Return the responses of a trained model."""
+def unpack_responses(result: Result) -> list[Response]:
+    """Return the responses in a result. Empty if none are measured."""
     return [from_json(each) for each in decompress(result.responses)] if result.responses else []
 
 
