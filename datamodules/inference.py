@@ -158,7 +158,7 @@ def _dataset(
     sampler: FrameSampler | None = None,
     num_frames: int | None = None,
 ) -> SceneDataset:
-    dataset = data.dataset(scenes, spec=replace(model.model_spec(), targets=()))
+    dataset = data.dataset(scenes, spec=replace(model.model_spec(), targets=(), target_views=None))
     dataset.sampler, dataset.num_frames = sampler or data.sampler, num_frames or data.num_frames
     return dataset
 

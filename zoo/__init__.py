@@ -40,7 +40,8 @@ __getattr__, __all__ = lazy_exports(
         "model": ["SpatialVLM"],
         "weights.saved_models": ["latest_run"],
         "objectives": [
-            *("CameraPrediction", "DepthPrediction", "Distillation", "LanguageModeling", "MaskedViews", "MetricScale"),
+            *("CameraPrediction", "DepthPrediction", "Distillation", "HeldOutViews", "LanguageModeling", "MaskedViews"),
+            "MetricScale",
             *("Objective", "RayDepthPrediction", "TeacherDepth", "TeacherPose"),
         ],
         "tasks.base": ["LearningRates", "WarmupCosine"],

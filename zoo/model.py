@@ -207,6 +207,11 @@ class SpatialVLM(Configurable, nn.Module):
         appended = ExtraTokens.NONE if self.fusion is None else self.fusion.appended
         self.training_tokens = resolve_extra_tokens(named.values(), appended, training=True)
         self.extra_tokens = resolve_extra_tokens(named.values(), appended, training=False)
+        if camera_source == "predicted" and any(each.target_views for each in named.values()):
+            raise InputError(
+                "--model.camera_source predicted: HeldOutViews needs cameras of frames that the geometry encoder does "
+                "not see: take dataset or auto"
+            )
         camera_parts = [part for part in (camera_encoding, self.view_mixer) if part is not None]
         for objective in named.values():
             objective.check_camera_parts(camera_parts)
@@ -522,6 +527,7 @@ class SpatialVLM(Configurable, nn.Module):
             geometry_reader=reader,
             arbitrary_unit=self.geometry_name if has_own_unit else None,
             targets=plan.targets,
+            target_views=next((each.target_views for each in self.active_objectives if each.target_views), None),
             required_targets=tuple(sorted(required_targets)),
             has_posed_labels=plan.source == "predicted" and bool(labels) and "world_to_camera" in told,
             placeholders=backbone.placeholders,

@@ -8,6 +8,7 @@ __getattr__, __all__ = lazy_exports(
         "base": ["Decoded", "LanguageModeling", "LayerObjective", "Objective"],
         "camera_prediction": ["CameraPrediction"],
         "depth_prediction": ["DepthPrediction", "RayDepthPrediction"],
+        "held_out_views": ["HeldOutViews"],
         "masked_views": ["MaskedViews"],
         "teacher": ["Distillation", "MetricScale", "TeacherDepth", "TeacherPose"],
     },
