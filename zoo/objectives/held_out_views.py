@@ -82,29 +82,26 @@ class ViewPredictor(nn.Module):
         return self.write(x.view(shape)[:, -1])
 
 
-class TargetView(NamedTuple):
-    """The target views of a scene, for one prediction each.
+class Target(NamedTuple):
+    """What is predicted of a scene.
 
     Attributes:
         scene: The scene.
         states: Hidden states of its 2D tokens in each of its sequences.
-        values: What is predicted.
-        context: The same of the views that are seen.
+        shown: Cameras of the views that are seen.
+        context: Contents of these views.
+        cameras: Cameras of the target views.
+        values: Contents of the target views, which are predicted.
         size: Rows and columns of tokens in a view.
     """
 
     scene: EncodedScene
     states: Float[Tensor, "rows t n D"]
-    values: Float[Tensor, "v n outputs"]
+    shown: PatchCameras
     context: Float[Tensor, "t n outputs"]
+    cameras: PatchCameras
+    values: Float[Tensor, "v n outputs"]
     size: tuple[int, int]
-
-    @property
-    def cameras(self) -> tuple[PatchCameras, PatchCameras]:
-        """Cameras of the views that are seen, and of the target views."""
-        views = self.scene.scene.target_views
-        assert self.scene.target_cameras is not None and views is not None and views.cameras is not None
-        return self.scene.target_cameras, views.cameras
 
 
 class HeldOutViews(Objective):
@@ -134,6 +131,7 @@ class HeldOutViews(Objective):
         context_cameras: Whether the predictor knows the cameras of the shown views. Otherwise it knows the target's
             camera relative to the first shown view, as in Spa3R, and the hidden states must tell what stands where.
         pixels_per_token: Side of the predicted picture of a token.
+        shuffled: A control: a scene gets the target views of another scene of the batch, if one has equal sizes.
         weight: See `Objective`.
 
     Raises:
@@ -153,6 +151,7 @@ class HeldOutViews(Objective):
         attention: Callable[[int], ViewMixer] | None = None,
         context_cameras: bool = True,
         pixels_per_token: int = 4,
+        shuffled: bool = False,
         weight: float = 0.1,
     ) -> None:
         super().__init__(weight)
@@ -165,7 +164,7 @@ class HeldOutViews(Objective):
         self.target_views = TargetViews(views, drawn, tokens=predicts == "tokens")
         self.predicts, self.layer, self.width, self.depth = predicts, layer, width, depth
         self.attention = attention or ViewAttention
-        self.context_cameras, self.pixels_per_token = context_cameras, pixels_per_token
+        self.context_cameras, self.pixels_per_token, self.shuffled = context_cameras, pixels_per_token, shuffled
 
     def bind(self, width: int, num_layers: int) -> None:
         """Create the predictor."""
@@ -194,13 +193,13 @@ class HeldOutViews(Objective):
         found: dict[str, Tensor] = {}
         for target, predicted in self._predictions(decoded):
             mean = target.context.mean(0).expand_as(target.values)
-            copies = target.context[nearest_views(*target.cameras)]
+            copies = target.context[nearest_views(target.shown, target.cameras)]
             for prefix, each in (("", predicted), ("nearest_view_", copies[None]), ("unlearned/", mean[None])):
                 for name, values in self._losses(each, target.values).items():
                     found[f"{prefix}{name}"] = values.mean()
         return found
 
-    def predicted_views(self, decoded: Decoded) -> Iterator[tuple[TargetView, Float[Tensor, "rows v n outputs"]]]:
+    def predicted_views(self, decoded: Decoded) -> Iterator[tuple[Target, Float[Tensor, "rows v n outputs"]]]:
         """Yield the target views of each scene, with the prediction in each of its sequences."""
         return self._predictions(decoded)
 
@@ -213,7 +212,7 @@ class HeldOutViews(Objective):
         cosine = F.cosine_similarity(predicted, values.expand_as(predicted), dim=-1)
         return {"cosine": 1 - cosine, "l2": squared / values.square().mean((-2, -1))[:, None]}
 
-    def _targets(self, decoded: Decoded) -> Iterator[TargetView]:
+    def _targets(self, decoded: Decoded) -> Iterator[Target]:
         """Yield the scenes with target views."""
         for scene, states in decoded.views(self.layers[0]):
             views = scene.scene.target_views
@@ -228,14 +227,22 @@ class HeldOutViews(Objective):
             else:
                 assert scene.target_tokens is not None
                 values, context = (to_float32(each) for each in scene.target_tokens)
-            yield TargetView(scene, own, values, context, (size[0], size[1]))
+            yield Target(scene, own, scene.target_cameras, context, views.cameras, values, (size[0], size[1]))
 
-    def _predictions(self, decoded: Decoded) -> Iterator[tuple[TargetView, Float[Tensor, "rows v n outputs"]]]:
+    def _predictions(self, decoded: Decoded) -> Iterator[tuple[Target, Float[Tensor, "rows v n outputs"]]]:
         """Yield the target views of each scene with their predictions. Scenes of one shape are predicted together."""
-        alike: dict[tuple[int, tuple[int, int]], list[TargetView]] = defaultdict(list)
+        alike: dict[tuple[int, tuple[int, int]], list[Target]] = defaultdict(list)
         for target in self._targets(decoded):
             alike[target.states.shape[1], target.size].append(target)
         for (_, size), group in alike.items():
+            if self.shuffled:
+                others = [*group[1:], *group[:1]] if len(group) > 1 else []
+                group = [
+                    own._replace(cameras=other.cameras, values=other.values)
+                    for own, other in zip(group, others, strict=False)
+                ]
+                if not group:
+                    continue
             inputs = [self._rows(target) for target in group]
             context, poses, K, has_camera = (torch.cat(each) for each in zip(*inputs, strict=True))
             found = to_float32(self.predictor(context, Cameras.trusted(poses, K), has_camera, size))
@@ -243,10 +250,10 @@ class HeldOutViews(Objective):
             for target, own in zip(group, found.split(counts), strict=True):
                 yield target, own.unflatten(0, (-1, len(target.values)))
 
-    def _rows(self, target: TargetView) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _rows(self, target: Target) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return states, poses, intrinsics and masks for each pair of a sequence and a target view, as one row each."""
-        shown, targets = target.cameras
-        rows, count, seen = len(target.states), len(targets.world_to_camera), len(shown.world_to_camera)
+        shown, targets = target.shown, target.cameras
+        rows, count = len(target.states), len(targets.world_to_camera)
         poses, K = shown.world_to_camera, shown.K_normalized
         target_poses = targets.world_to_camera.double()
         if not self.context_cameras:  # the first camera's frame is the world
@@ -259,7 +266,6 @@ class HeldOutViews(Objective):
 
         known = shown.has_camera if self.context_cameras else torch.ones_like(shown.has_camera)
         context = target.states.repeat_interleave(count, 0, output_size=rows * count)
-        assert seen == context.shape[1]
         return context, joined(poses, target_poses), joined(K, targets.K_normalized), joined(known, targets.has_camera)
 
 

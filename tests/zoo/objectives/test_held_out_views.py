@@ -247,3 +247,13 @@ def test_wrong_options_are_errors(name: str) -> None:
     build, text = WRONG[name]
     with pytest.raises(InputError, match=text):
         build()
+
+
+def test_shuffled_targets_are_those_of_another_scene() -> None:
+    pair = [
+        with_targets(tiny_scene(name, QUESTIONS[:1], seed=seed), seed=seed + 5) for name, seed in (("a", 0), ("b", 1))
+    ]
+    crossed = [replace(own, target_views=other.target_views) for own, other in zip(pair, pair[::-1], strict=True)]
+    usual, shuffled = model(), model(options={"shuffled": True})
+    assert loss(shuffled, *pair) == pytest.approx(loss(usual, *crossed), rel=1e-6) != loss(usual, *pair)
+    assert loss(shuffled, pair[0]) == 0  # alone in its batch
