@@ -37,6 +37,7 @@ __getattr__, __all__ = lazy_exports(
         "published": PUBLISHED,
         "metrics": ["VSIBenchScore", "score_answer"],
         "backbones.lora": ["LoRA"],
+        "backbones.output_gate": ["OutputGate"],
         "model": ["SpatialVLM"],
         "weights.saved_models": ["latest_run"],
         "objectives": [

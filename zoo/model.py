@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from zoo.backbones import BackboneLoader, default_loader, released_parts
 from zoo.backbones.base import Preprocessor
 from zoo.backbones.lora import LoRA
+from zoo.backbones.output_gate import OutputGate
 from zoo.cameras.scene_geometry import MergedCamera, SceneGeometry
 from zoo.configuration import Configurable
 from zoo.encodings import CameraEncoding, ViewMixer
@@ -99,6 +100,7 @@ class SpatialVLM(Configurable, nn.Module):
             in transformers 4.51, with which the released checkpoints were trained. `max_hw`: max(h, w) after the
             video's start, as in transformers 5.
         lora: Low-rank adapters on the decoder.
+        output_gate: A gate on the output of each attention of the decoder. null keeps the original attention.
         objectives: The training losses. `LanguageModeling` is added if it is not listed.
         average: What a loss is averaged over. `questions`: the questions of an optimizer step, so that the number of
             processes and micro-batches makes no difference. `micro_batch_tokens`: the tokens of each process's
@@ -143,6 +145,7 @@ class SpatialVLM(Configurable, nn.Module):
         time_index: TimeIndex | None = None,
         text_after_vision: TextAfterVision = "max_thw",
         lora: LoRA | None = None,
+        output_gate: OutputGate | None = None,
         objectives: list[Objective] | None = None,
         average: AverageRule = "questions",
         defer_weights: bool = False,
@@ -201,6 +204,10 @@ class SpatialVLM(Configurable, nn.Module):
         if lora is not None:
             lora.apply(self.backbone.decoder, self.backbone.lora_targets)
             self.backbone.lm_head.requires_grad_(False)
+        self.output_gate: OutputGate | None = None
+        if output_gate is not None:
+            output_gate.install(self.backbone.decoder)
+            self.output_gate = self._like_backbone(output_gate)
         if is_quantized and not defer_weights and not builds_shapes_only():
             read_weights(self.backbone)
         # 6. Objectives, in float32.
@@ -431,7 +438,12 @@ class SpatialVLM(Configurable, nn.Module):
             return self.backbone.part_of(rest)
         if name.startswith("view_mixer.encoding."):  # an encoding's learned parameters, as in the decoder
             return "encoding"
-        others = {"geometry": "geometry", "camera_encoding": "encoding", "objectives": "objective"}
+        others = {
+            "geometry": "geometry",
+            "camera_encoding": "encoding",
+            "output_gate": "encoding",
+            "objectives": "objective",
+        }
         return others.get(part, "connector")
 
     def small_parameters(self) -> dict[str, Tensor]:
