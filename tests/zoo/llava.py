@@ -56,7 +56,7 @@ class LlavaPreprocessor(QwenVLPreprocessor):
     """Each picture is resized to a square."""
 
     def cut_patches(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        pictures = F.interpolate(frames[::TEMPORAL_PATCH_SIZE].float(), (SIDE, SIDE)).round().to(torch.uint8)
+        pictures = F.interpolate(frames[::TEMPORAL_PATCH_SIZE].float(), (SIDE, SIDE)).to(torch.uint8)
         return patches_of(pictures), torch.tensor([len(pictures), PATCHES, PATCHES])
 
     def normalize(self, patches: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class LlavaBackbone(Backbone):
             self.preprocessor = LlavaPreprocessor(processor)
         self.placeholders = Placeholders(ids("<|video_pad|>"), ids("<|image_pad|>"), None)
         self.stop_tokens = [ids("<|im_end|>"), *stop_tokens]
-        self.spatial_merge_size, self.patch_size, self.image_pixels = 2, PATCH, (SIDE**2, SIDE**2)
+        self.spatial_merge_size, self.patch_size, self.image_pixels = 2, PATCH, None
         self.hidden_size, self.context_length = text.hidden_size, text.max_position_embeddings
 
     @property

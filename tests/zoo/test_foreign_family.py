@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from datamodules.inference import batch_of_questions
 from tests.zoo.llava import (
     SIDE,
     PlusFusion,
@@ -81,6 +82,17 @@ def test_it_answers_as_the_published_code_computes(release: Path) -> None:
         given = {"pixel_values": patches_of(pictures), "image_grid_thw": grids[:1].expand(count, -1)}
         with pytest.raises(ValueError, match=message):
             model.logits(ids, torch.ones_like(ids), **given)
+
+
+def test_its_images_reach_the_preprocessor_in_their_own_size(release: Path) -> None:
+    model = SpatialVLM.from_pretrained(release)
+    frames = torch.randint(0, 256, (2, 3, 45, 61), dtype=torch.uint8, generator=torch.manual_seed(3))
+    batch = batch_of_questions(model, frames, [QUESTION], None, None, None)
+    expected, grid = model.backbone.preprocessor.cut_patches(frames.repeat_interleave(2, 0))
+    assert torch.equal(batch.scenes[0].pixel_values, expected) and batch.scenes[0].grid_thw == tuple(grid.tolist())
+    prompt = batch.prompts[0].prefix
+    assert prompt.position_ids is not None
+    assert prompt.position_ids[0, 0].tolist() == list(range(prompt.input_ids.shape[1]))
 
 
 def test_several_questions_about_a_scene_are_answered_as_each_alone(release: Path) -> None:

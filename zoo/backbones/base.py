@@ -59,7 +59,10 @@ class Preprocessor(ABC):
     def cut_patches(
         self, frames: UInt8[Tensor, "T 3 H W"]
     ) -> tuple[UInt8[Tensor, "patches channels"], Int[Tensor, " 3"]]:
-        """Return the patches of resized frames as bytes, and their (t, h, w) before merging."""
+        """Return the patches of frames as bytes, and their (t, h, w) before merging.
+
+        The frames are already resized, except images of a backbone whose `image_pixels` is None.
+        """
 
     @abstractmethod
     def normalize(self, patches: UInt8[Tensor, "patches channels"]) -> Float[Tensor, "patches channels"]:
@@ -342,7 +345,8 @@ class Backbone(nn.Module, ABC):
         lora_targets: Names of the linear layers of the decoder that LoRA adapts.
         spatial_merge_size: Patches per side in one visual token.
         patch_size: Side of a patch in pixels.
-        image_pixels: Minimum and maximum number of pixels of an image, as its processor resizes them.
+        image_pixels: Minimum and maximum number of pixels of an image, as its processor resizes them. None if
+            `Preprocessor.cut_patches` resizes images itself.
         span_per_step: Whether each temporal patch of a video is a separate run of placeholders, preceded by its time as
             text.
         is_hybrid: Whether some decoder layers keep a recurrent state, which masks can't separate.
@@ -359,7 +363,7 @@ class Backbone(nn.Module, ABC):
     lora_targets: tuple[str, ...]
     spatial_merge_size: int
     patch_size: int
-    image_pixels: tuple[int, int]
+    image_pixels: tuple[int, int] | None
     span_per_step: bool = False
     is_hybrid: bool = False
     tokens_per_second: int | float
