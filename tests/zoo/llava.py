@@ -200,7 +200,14 @@ class PretrainedLlava(PretrainedBackbone):
 
 
 class PlusFusion(AddFusion):
-    """Its own class, because a fusion tells which release a model belongs to."""
+    """Its own class, because a fusion tells which release a model belongs to. It has a parameter of no submodule."""
+
+    def __init__(self, width: int, geometry_width: int) -> None:
+        super().__init__(width, geometry_width)
+        self.strength = nn.Parameter(torch.full((1,), 0.5))
+
+    def embed_3d(self, merged: Tensor) -> Tensor:
+        return self.strength * super().embed_3d(merged)
 
 
 class PretrainedLlavaPlus(Release, PretrainedLlava):
@@ -230,7 +237,7 @@ class PretrainedLlavaPlus(Release, PretrainedLlava):
         return {"eyes_layer": model.geometry.layers[0]}
 
 
-LAYOUT = {"eyes.vggt.": f"{GEOMETRY}vggt.", "adapter.": "fusion.connector."}
+LAYOUT = {"eyes.vggt.": f"{GEOMETRY}vggt.", "adapter.": "fusion.connector.", "adapter_strength": "fusion.strength"}
 
 
 def official_logits(tensors: Mapping[str, Tensor], ids: Tensor, pictures: Tensor) -> Tensor:

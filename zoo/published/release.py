@@ -26,7 +26,15 @@ from zoo.geometry.layers import layer_index
 from zoo.geometry.vggt import NAMES, VGGT, Aggregator
 from zoo.geometry.vggt_encoder import ReferenceFrame, VGGTEncoder
 from zoo.model import SpatialVLM
-from zoo.weights.load import Layout, ReleasedWeights, Tensors, TensorsUnder, load_weights
+from zoo.weights.load import (
+    Layout,
+    NameTable,
+    ReleasedWeights,
+    Tensors,
+    TensorsUnder,
+    load_weights,
+    replace_prefix,
+)
 
 AGGREGATOR = {name: each.default for name, each in inspect.signature(Aggregator).parameters.items()}
 VGGT_SIZES = {"img_size": 518, "patch_size": 14, "embed_dim": 1024}
@@ -75,15 +83,16 @@ class ReleasedGeometry:
         """Copy the weights into a fusion of the released class. Return False for another class."""
         if fusion is None or type(fusion) is not self.fusion.func:
             return False
-        for theirs, ours in self.layout.items():
-            if ours.startswith(FUSION):
-                part, weights = fusion.get_submodule(ours.removeprefix(FUSION)[:-1]), TensorsUnder(tensors, theirs)
-                load_weights(part, ReleasedWeights(weights, "fusion", is_skipped=self.is_unread))
-        return True
+        own = {theirs: ours.removeprefix(FUSION) for theirs, ours in self.layout.items() if ours.startswith(FUSION)}
+        theirs_of = {ours: theirs for theirs, ours in own.items()}
+        names = NameTable(lambda name: (replace_prefix(name, own),), lambda name: replace_prefix(name, theirs_of))
+        unread = tuple(f"{theirs}{name}" for theirs in own for name in self.unread)
 
-    def is_unread(self, name: str) -> bool:
-        """Return whether the published code never reads this tensor of the fusion."""
-        return name.startswith(self.unread) if self.unread else False
+        def is_skipped(name: str) -> bool:
+            return not name.startswith(tuple(own)) or name.startswith(unread)
+
+        load_weights(fusion, ReleasedWeights(tensors, "fusion", names, is_skipped))
+        return True
 
 
 class Release(PretrainedBackbone):
