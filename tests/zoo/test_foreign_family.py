@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from datamodules.inference import batch_of_questions
+from tests.tiny import QUESTIONS, one_per_row, tiny_batch, tiny_scene
 from tests.zoo.llava import (
     SIDE,
     PlusFusion,
@@ -20,13 +22,14 @@ from tests.zoo.llava import (
     official_logits,
     patches_of,
 )
-from zoo import SpatialVLM, TinyVGGT
+from zoo import GTA, SpatialVLM, TinyVGGT
 from zoo.backbones import PretrainedQwen25VL
 from zoo.backbones.base import find_loader
 from zoo.checkpoints.export import export_model, official_parameters, official_tensors, unofficial_parts
 from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.errors import InputError
 from zoo.geometry.vggt_encoder import VGGTEncoder
+from zoo.tasks import VideoQATask
 from zoo.weights.load import read_config
 
 QUESTION = "How many chairs are there?"
@@ -102,6 +105,24 @@ def test_several_questions_about_a_scene_are_answered_as_each_alone(release: Pat
     assert model.answer(frames, texts, max_new_tokens=6) == [
         model.answer(frames, text, max_new_tokens=6) for text in texts
     ]
+
+
+def test_questions_that_share_a_sequence_train_as_one_per_row_with_cameras_as_well() -> None:
+    """The images of the scenes follow each other without a mark. The control: other cameras."""
+    task = VideoQATask(backbone=TinyLlava(), camera_encoding=GTA())
+    scenes = [
+        replace(tiny_scene(name, QUESTIONS[:count], steps, seed), kind="image", frame_indices=tuple(range(2 * steps)))
+        for name, count, steps, seed in (("a", 3, 2, 0), ("b", 1, 3, 1))
+    ]
+    packed, apart = tiny_batch(task, *scenes, training=True), one_per_row(task, *scenes)
+    assert packed.sequences is not None and apart.sequences is not None
+    assert len(packed.sequences.lengths) == 2 and len(apart.sequences.lengths) == 4
+    loss = task.model(packed)["loss"]
+    torch.testing.assert_close(loss, task.model(apart)["loss"], atol=1e-5, rtol=0)
+    loss.backward()
+    assert all(each.grad is not None for each in task.model.backbone.decoder.layers.parameters())
+    others = [replace(each, geometry=tiny_scene("c", (), 3, 7).geometry[: len(each.frames)]) for each in scenes]
+    assert (task.model(tiny_batch(task, *others, training=True))["loss"] - loss).abs() > 1e-4
 
 
 def test_a_geometry_encoder_and_a_fusion_on_a_foreign_family_go_both_ways(tmp_path: Path) -> None:
