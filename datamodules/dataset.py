@@ -201,7 +201,8 @@ class SceneDataset(Dataset):
         spec, video = self.spec, view.video
         loaded: dict[str, Any] = {"frame_indices": tuple(frames)}
         # 1. Frames: images, each as its own temporal patch, or frames of a video
-        bounds, is_folder, window = self.bounds, video.is_folder, None
+        bounds: PixelBounds | None = self.bounds
+        is_folder, window = video.is_folder, None
         as_images = are_images or self.frames_as != "video"
         if as_images:
             is_folder = False
@@ -221,6 +222,8 @@ class SceneDataset(Dataset):
             if spec.frames.own_frames:
                 loaded["geometry_frames"] = resized.geometry_frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
                 loaded["vision_window"] = resized.tower_window
+        elif bounds is None:
+            shown = video.read(frames)
         else:
             shown = self._resized(video, frames, bounds, is_folder)
         # 2. Cameras

@@ -97,9 +97,11 @@ class PixelBounds:
         return smart_resize(height, width, factor=token_px, min_pixels=self.min_pixels, max_pixels=largest)
 
 
-def bounds_of_images(given: PixelBounds | None, image_pixels: tuple[int, int]) -> PixelBounds:
-    """Return the given bounds of images, or the pixel bounds of the model's own processor."""
-    return given or PixelBounds(*image_pixels, total_pixels=sys.maxsize, legacy_folder_resize=False)
+def bounds_of_images(given: PixelBounds | None, image_pixels: tuple[int, int] | None) -> PixelBounds | None:
+    """Return the given bounds of images, or those of the model's own processor. None if the model resizes images."""
+    if given is not None or image_pixels is None:
+        return given
+    return PixelBounds(*image_pixels, total_pixels=sys.maxsize, legacy_folder_resize=False)
 
 
 def resize_frames(

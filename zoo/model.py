@@ -60,7 +60,8 @@ from zoo.sequences.time_index import TimeIndex
 from zoo.weights.load import builds_shapes_only, leave_unread, read_weights, whole
 from zoo.weights.saved_models import load_model, save_model
 
-# parts with small parameters, and how many numbers such a parameter has at most (FEWEST: the weight or bias of a layer)
+# Parts whose small parameters are logged. A small parameter has up to FEW numbers, the weight or bias of a layer up to
+# FEWEST.
 ENCODING_PARTS = ("camera_encoding", "view_mixer", "fusion")
 FEW, FEWEST = 64, 4
 
@@ -665,7 +666,7 @@ class SpatialVLM(Configurable, nn.Module):
         """Load a model from a run, an exported folder, a released folder, or a hub id. It is frozen and in eval mode.
 
         Args:
-            path: `runs/<name>`, a folder written by `save_pretrained`, a released Qwen-VL or Spatial-MLLM, or a hub id.
+            path: `runs/<name>`, a folder written by `save_pretrained`, the folder of a released model, or a hub id.
             trust_modules: Modules outside the zoo that its configuration may import, such as `["my_encoding"]`.
             overrides: Constructor arguments that replace the stored ones, such as `camera_source="auto"`.
 

@@ -388,7 +388,7 @@ def fuse_scenes(
 ) -> list[EncodedScene]:
     """Mix the views of each scene, and fuse its 2D and 3D tokens.
 
-    Scenes with the same grid are fused as one long scene, because a fusion treats temporal patches independently.
+    Scenes with the same grid are fused as one long scene, because most fusions treat temporal patches independently.
     Without a fusion the 2D tokens are kept, and without a view mixer they are not mixed.
     """
     fused = list(encoded)
@@ -397,7 +397,9 @@ def fuse_scenes(
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, each in enumerate(encoded):
         patches = None if (own := geometry[i]) is None else own.patches
-        groups.setdefault((*each.scene.grid_thw, *(() if patches is None else patches.shape[1:3])), []).append(i)
+        alone = i if fusion is not None and fusion.mixes_views else 0
+        key = (*each.scene.grid_thw, alone, *(() if patches is None else patches.shape[1:3]))
+        groups.setdefault(key, []).append(i)
     for (steps, height, width, *_), members in groups.items():
         tokens = torch.cat([encoded[i].visual.tokens.flatten(0, 1) for i in members])
         scenes = [encoded[i] for i in members]

@@ -74,7 +74,7 @@ class FrameRules:
 
     Attributes:
         patch_size: Side of a patch of the vision encoder in pixels.
-        image_pixels: Minimum and maximum number of pixels of an image, from the model's own processor.
+        image_pixels: See `Backbone`.
         compress_beyond: See `Fusion`.
         stills_once: The geometry encoder sees an image once instead of as two equal frames.
         whole_frames: See `Fusion`.
@@ -82,7 +82,7 @@ class FrameRules:
     """
 
     patch_size: int = 14
-    image_pixels: tuple[int, int] = IMAGE_PIXELS
+    image_pixels: tuple[int, int] | None = IMAGE_PIXELS
     compress_beyond: int | None = None
     stills_once: bool = False
     whole_frames: bool = False
