@@ -43,6 +43,7 @@ __getattr__, __all__ = lazy_exports(
         "objectives": [
             *("CameraPrediction", "DepthPrediction", "Distillation", "HeldOutViews", "LanguageModeling", "MaskedViews"),
             "MetricScale",
+            "NovelViews",
             *("Objective", "RayDepthPrediction", "TeacherDepth", "TeacherPose"),
         ],
         "tasks.base": ["LearningRates", "WarmupCosine"],

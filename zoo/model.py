@@ -200,7 +200,7 @@ class SpatialVLM(Configurable, nn.Module):
         # 5. Weights. An untrained fusion makes the whole model untrained.
         self.has_released_fusion = self.fusion is not None and self.loader.load_fusion(self.fusion)
         is_fused = self.fusion is None or self.has_released_fusion
-        has_new_token = any(each.has_token(training=False) for each in named.values())
+        has_new_token = any(each.has_token(training=False) or each.changes_answers for each in named.values())
         self.is_pretrained = self.loader.is_whole and is_fused and not has_new_token
         if lora is not None:
             lora.apply(self.backbone.decoder, self.backbone.lora_targets)
@@ -217,7 +217,7 @@ class SpatialVLM(Configurable, nn.Module):
         self.extra_tokens = resolve_extra_tokens(named.values(), appended, training=False)
         if camera_source == "predicted" and any(each.target_views for each in named.values()):
             raise InputError(
-                "--model.camera_source predicted: HeldOutViews needs cameras of frames that the geometry encoder does "
+                "--model.camera_source predicted: target views need cameras of frames that the geometry encoder does "
                 "not see: take dataset or auto"
             )
         camera_parts = [part for part in (camera_encoding, self.view_mixer) if part is not None]
@@ -343,8 +343,8 @@ class SpatialVLM(Configurable, nn.Module):
             for each, own, need, teacher in zip(encoded, geometry, needs, taught, strict=True)
         ]
         # 4. View mixing and fusion. Objectives may change the 2D tokens before and append a token afterwards.
-        if self.training:
-            for objective in self.active_objectives:
+        for objective in self.active_objectives:
+            if self.training or objective.changes_answers:
                 changed = objective.change_tokens([each.visual for each in encoded], batch.scenes)
                 encoded = [replace(each, visual=visual) for each, visual in zip(encoded, changed, strict=True)]
         every = self.objectives.values()
@@ -510,6 +510,7 @@ class SpatialVLM(Configurable, nn.Module):
         types = dict.fromkeys(kind for each in self.objectives.values() for kind in each.question_types)
         if plan.pseudo_labels and geometry is not None and geometry.requires_cameras:
             required_targets.add("cameras")
+        changes_answers = any(each.changes_answers for each in self.active_objectives)
         # 4. Cached geometry that data workers read.
         reader = None
         if isinstance(geometry, CachedGeometry):
@@ -525,12 +526,13 @@ class SpatialVLM(Configurable, nn.Module):
         return ModelSpec(
             preprocessor=getattr(backbone, "preprocessor", None),  # a model built from tensors has no tokenizer
             frames=self.frame_rules,
-            requires_frames=bool(shown and shown.requires_frames),
+            requires_frames=bool(shown and shown.requires_frames) or changes_answers,
             requires_frame_times=backbone.span_per_step,
             seconds=self.time_index.seconds,
             vision=backbone.vision_rules,
             requires_cameras=(plan.uses_cameras and not plan.predicts_cameras)
-            or bool(encoder and encoder.requires_cameras),
+            or bool(encoder and encoder.requires_cameras)
+            or changes_answers,
             requires_depth=(plan.uses_depth and plan.source != "predicted") or bool(fused and fused.requires_depth),
             reads_depth=bool(shown and shown.reads_depth),
             merged_camera=self.merged_camera,

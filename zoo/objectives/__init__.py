@@ -10,6 +10,7 @@ __getattr__, __all__ = lazy_exports(
         "depth_prediction": ["DepthPrediction", "RayDepthPrediction"],
         "held_out_views": ["HeldOutViews"],
         "masked_views": ["MaskedViews"],
+        "novel_view": ["NovelViews"],
         "teacher": ["Distillation", "MetricScale", "TeacherDepth", "TeacherPose"],
     },
 )

@@ -241,6 +241,7 @@ class Objective(Configurable, nn.Module, ABC):
 
     Attributes:
         targets: What it learns to predict about a scene, from the dataset or the geometry encoder, see `camera_source`.
+        changes_answers: Whether `change_tokens` acts in tests as well, from the frames of a scene and their cameras.
         question_types: Question types that its settings name. The benchmark must have them.
         uses_lengths: Whether its targets depend on the unit of lengths.
         layers: Decoder layers (from 0) whose outputs `forward` reads. Set by `bind`.
@@ -260,6 +261,7 @@ class Objective(Configurable, nn.Module, ABC):
     """
 
     targets: tuple[Target, ...] = ()
+    changes_answers: bool = False
     question_types: tuple[str, ...] = ()
     uses_lengths: bool = False
     layers: tuple[int, ...] = ()
@@ -303,6 +305,7 @@ class Objective(Configurable, nn.Module, ABC):
     def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[PreparedScene]) -> Sequence[VisualTokens]:
         """Change the 2D tokens of a training step before view mixing and fusion. Most objectives do not.
 
+        With `changes_answers` it is called in tests, too.
         Objectives are called in the order in which they are listed. The tokens of each scene have shape (t, n, D).
         """
         return visual

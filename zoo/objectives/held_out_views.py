@@ -173,6 +173,10 @@ class HeldOutViews(Objective):
         outputs = width if self.predicts == "tokens" else 3 * self.pixels_per_token**2
         self.predictor = ViewPredictor(width, outputs, self.width, self.depth, self.attention)
 
+    def tokens_per_target(self, num_frames: int, visual_tokens: int) -> int:
+        """Return the tokens that the predictor processes for each target view, for `plan`."""
+        return visual_tokens
+
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
         """See `Objective`. Returns `cosine` and `l2`, or `l2` alone for pixels."""
         names = ("cosine", "l2") if self.predicts == "tokens" else ("l2",)

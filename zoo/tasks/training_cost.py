@@ -20,7 +20,7 @@ A head of D channels in Gated DeltaNet keeps 20 D + 5 x 64 + 2 D^2 / 64 float32 
 chunks of 64 tokens. The kernels of flash-linear-attention keep fewer. Under autocast each float32 matrix has a copy in
 bfloat16. With gradient checkpointing a trained block keeps only its input, and one block at a time is recomputed.
 Outside of blocks (merger, fusion, heads of objectives) a linear layer keeps the input and output of each visual token,
-and in `HeldOutViews` once for each target view.
+and objectives that predict target views do so once for each target view.
 The peak adds the largest of three terms: the gradient of the head, the gradients of one block, or, at the end of the
 backward pass, three gradients of a matrix that is both embedding and head. Frozen encoders keep nothing.
 
@@ -409,10 +409,14 @@ def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointin
                 inside = max(inside, cost.gradients)
     # 2. Linear layers outside of blocks, on visual tokens. Embeddings, the last norm and their gradient.
     head = backbone.lm_head
-    times = {layer: each.target_views.number for each in predictors(model) for layer in linear_layers(each)}
+    of_targets = {
+        layer: each.target_views.number * each.tokens_per_target(batch.num_frames, visual_tokens)
+        for each in predictors(model)
+        for layer in linear_layers(each)
+    }
     for layer in linear_layers(model):
         if layer not in counted and layer is not head:
-            tokens = batch.scenes * visual_tokens * times.get(layer, 1)
+            tokens = batch.scenes * of_targets.get(layer, visual_tokens)
             forward, backward = linear_flops([layer], tokens)
             flops += forward + backward * trains(layer)
             forward_flops += forward
