@@ -57,7 +57,10 @@ class OutputGate(Configurable, nn.Module):
         Raises:
             InputError: The decoder's attention has an output gate of its own.
         """
-        for attention in (each for each in decoder.modules() if hasattr(each, "o_proj") and hasattr(each, "head_dim")):
+        layers: list[Any] = [
+            each for each in decoder.modules() if hasattr(each, "o_proj") and hasattr(each, "head_dim")
+        ]
+        for attention in layers:
             wide, width = attention.o_proj.in_features, attention.q_proj.in_features
             if attention.q_proj.out_features != wide:
                 raise InputError("--model.output_gate: this decoder's attention has an output gate: leave it out")
