@@ -26,6 +26,7 @@ from run_folder.record import (
     PREDICTIONS,
     TEST_FILE,
     TRAIN_SCENES,
+    RunRecord,
     config_of_command,
     config_of_training,
     find_saved_config,
@@ -42,7 +43,7 @@ from run_folder.results import (
     remove_rank_files,
 )
 from zoo.benchmarks import Benchmark, VSIBench
-from zoo.configuration import flatten, harmless, is_same_value, to_config
+from zoo.configuration import flatten, is_same_value, to_config
 from zoo.errors import InputError, printable
 from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
 from zoo.files.ownership import remove_partials
@@ -127,8 +128,8 @@ class MetricsCallback(AnswerStore):
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, resumes: bool) -> tuple[Path, list[str]]:
         """Return the test's folder with its files, and the ids of the kept answers."""
         data, run = getattr(trainer, "datamodule", None), Path(trainer.default_root_dir)
-        excepted = harmless("answers", pl_module, data)
-        folder, self._lock = choose_folder(trainer, self._identity, excepted, step_of(pl_module))
+        record = RunRecord.of(self._identity["config"], pl_module, data)
+        folder, self._lock = choose_folder(trainer, self._identity, record, step_of(pl_module))
         found = read_records([folder / PREDICTIONS, *rank_files(folder)]) if resumes and is_interrupted(folder) else []
         kept = with_scores((each for each in found if not each.get("error")), self._benchmark, self.scorer)
         if folder != run:
@@ -260,13 +261,12 @@ class MetricsCallback(AnswerStore):
         """Return the entries of metrics.json that describe the test."""
         commit, is_clean = git_state()
         data = getattr(trainer, "datamodule", None)
-        excepted = harmless("answers", pl_module, data)
         differing: dict[str, Any] = {}
         found: dict[str, Any] = {"checkpoint": None, "training": None, "training_overlap": None}
         if trainer.ckpt_path:
             run = folder_of_run(trainer.ckpt_path)
             found["training"] = config_of_training(trainer.ckpt_path)
-            differing = differences(self._identity["config"], found["training"], excepted)
+            differing = differences(RunRecord.of(self._identity["config"], pl_module, data), found["training"])
             found["checkpoint"] = str(trainer.ckpt_path)
             if skipped := skipped_scenes(run):
                 found["skipped_training_scenes"] = len(skipped)

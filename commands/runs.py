@@ -6,8 +6,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -33,15 +34,15 @@ from run_folder.configs import (
     read_config,
 )
 from run_folder.new import describe_failure, make_folder, shared_folder
-from run_folder.record import TEST_FILE, TRAIN_SCENES, config_of_training, folder_of_run
+from run_folder.record import TEST_FILE, TRAIN_SCENES, RunRecord, config_of_training, folder_of_run
 from run_folder.results import is_interrupted
 from zoo.backbones import BackboneLoader
 from zoo.configuration import (
     RUNS,
-    changed_options,
+    OptionEffects,
     check_class_paths,
+    flatten,
     from_config,
-    harmless,
     is_own,
     named_modules,
     unusable_class,
@@ -312,11 +313,10 @@ def _has_other_weights(folder: Path, checkpoint: Path | None) -> bool:
 
 def _last(command: str, settings: Any) -> Path:
     """Return the checkpoint of the newest run of the same model."""
-    asked = settings.as_dict()
-    excepted = _harmless("training" if command == "fit" else "answers", settings)
-    reasons: list[str] = []
+    asked, reasons = _record(settings), list[str]()
+    is_same = asked.same_training if command == "fit" else asked.same_answers
     for run, trained in with_checkpoint():
-        changed = changed_options({"model": trained["model"]}, {"model": asked["model"]}, excepted)
+        changed = is_same(replace(asked, options=flatten(trained)), ("model",))
         if not changed:
             return run / LAST_CHECKPOINT
         reasons.append(f"{run} was trained with another {', '.join(changed)}")
@@ -328,20 +328,19 @@ def _last(command: str, settings: Any) -> Path:
     )
 
 
-def _harmless(to: Literal["training", "answers"], settings: Any) -> tuple[str, ...]:
-    """Return the options of model and data that do not change a training, or answers, see `harmless`."""
-    return harmless(to, *(find_class(settings[part].class_path) for part in ("model", "data")))
+def _record(settings: Any) -> RunRecord:
+    """Return the record of parsed settings."""
+    return RunRecord.of(settings.as_dict(), *(find_class(settings[part].class_path) for part in ("model", "data")))
 
 
 def _check_resumed(checkpoint: Path, settings: Any) -> None:
-    """Refuse to resume a training with another model or other data."""
+    """Refuse to resume a training with another model, other data, or another seed or precision."""
     for file in optimizer_files(checkpoint):
         refuse_damaged(file)
     if (training := config_of_training(checkpoint)) is None:
         return
-    parts = ("model", "data", "seed_everything")
-    trained, asked = ({part: each.get(part) for part in parts} for each in (training, settings.as_dict()))
-    if changed := changed_options(trained, asked, _harmless("training", settings)):
+    asked = _record(settings)
+    if changed := asked.same_training(replace(asked, options=flatten(training))):
         run = run_of(checkpoint)
         raise InputError(
             f"--ckpt_path {checkpoint}: {run or 'it'} was trained with another {', '.join(changed)}, and a resumed "
@@ -382,15 +381,13 @@ def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any)
     """Return the newest folder of the same interrupted test, for weights that belong to no run, or None."""
     if command != "test":
         return None
-    asked = settings.as_dict()
-    excepted = _harmless("answers", settings)
+    asked = _record(settings)
     for begun in sorted(RUNS.glob(f"*/{TEST_FILE}"), key=lambda path: -path.stat().st_mtime):
         run = begun.parent
         if not is_interrupted(run) or (run / CHECKPOINTS).exists() or (tested := readable_config(run)) is None:
             continue
         of_these = tested.get("ckpt_path") == (None if checkpoint is None else str(checkpoint))
-        before, now = ({part: each[part] for part in ("model", "data")} for each in (tested, asked))
-        if of_these and not changed_options(before, now, excepted):
+        if of_these and not asked.same_answers(replace(asked, options=flatten(tested)), ("model", "data")):
             return run
     return None
 
@@ -415,7 +412,7 @@ def run_name(given: str | None, model: str, words: Sequence[str]) -> str:
         InputError: A folder can't have the given name.
     """
     if given is None:
-        excepted = harmless("answers", find_class(model))
+        excepted = getattr(find_class(model), "option_effects", OptionEffects()).harmless("answers")
         text = file_name("-".join(changed_parts(words, excepted)))
         return f"{model}-{text}" if text and len(text) <= LENGTH else model
     if not NAME.fullmatch(given) or given.strip(".") == "":

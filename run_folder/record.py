@@ -1,4 +1,8 @@
-"""The config of a run: it is written as config.yaml, and into each checkpoint with the user's own code."""
+"""The config of a run, and the one place that decides whether two runs are the same.
+
+The config is written as config.yaml, and into each checkpoint with the user's own code. `RunRecord` says which of its
+options change a training, and which change the answers of given weights.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import json
 import os.path
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from pkgutil import resolve_name
@@ -17,11 +22,22 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from zoo.configuration import DOTTED, Configurable, OptionEffects, flatten, known_config
+from datamodules.datamodule import VideoQADataModule
+from zoo.configuration import (
+    DOTTED,
+    Configurable,
+    OptionEffects,
+    changed_options,
+    flatten,
+    is_covered,
+    known_config,
+    public_class,
+)
 from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import fingerprint
 from zoo.seed import resolve_seed
 from zoo.tasks.base import Task
+from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.checkpoint import RUN, read_checkpoint
 from zoo.weights.saved_models import RUN_CONFIG, config_of
 
@@ -42,6 +58,78 @@ OF_COMMAND = OptionEffects(
     answers=("trainer.limit_test_batches", "metrics.protocol"),
     both=("trainer.precision", "seed_everything"),
 )
+
+
+RESUMED = ("model", "data", *OF_COMMAND.both)  # parts of a config that a resumed training must keep
+ANSWERED = ("model", "data", *OF_COMMAND.both, *OF_COMMAND.answers)  # parts on which answers depend
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The options of a run, and what each of them changes.
+
+    Two runs are compared by `same_training` (may one go on with the other's checkpoint, are they repetitions?) and by
+    `same_answers` (would the same weights give the same answers?). Both return the names of the options that differ.
+
+    Attributes:
+        options: Options by dotted name.
+        effects: What they change, as the run's task, its DataModule and `OF_COMMAND` declare it.
+    """
+
+    options: Mapping[str, Any]
+    effects: OptionEffects
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], *owners: Any) -> RunRecord:
+        """Return the record of a config.
+
+        Args:
+            config: The config, possibly flattened.
+            owners: The task and the DataModule, or their classes. Without them they are looked up by the names in the
+                config. Nothing but the zoo's own classes is imported: others count as a `VideoQATask` and a
+                `VideoQADataModule`, from which they derive.
+        """
+        options = flatten(config)
+        declared = [getattr(each, "option_effects", OptionEffects()) for each in owners or _named_classes(options)]
+        kinds = zip(OF_COMMAND, *declared, strict=True)
+        return cls(options, OptionEffects(*(tuple(chain.from_iterable(own)) for own in kinds)))
+
+    def changes_training(self, name: str) -> bool:
+        """Return whether an option changes a training."""
+        return not is_covered(name, self.effects.harmless("training"))
+
+    def changes_answers(self, name: str) -> bool:
+        """Return whether an option changes the answers of given weights."""
+        return is_covered(name, ANSWERED) and not is_covered(name, self.effects.harmless("answers"))
+
+    def same_training(self, other: RunRecord, parts: Collection[str] = RESUMED) -> list[str]:
+        """Return the options in which two trainings differ.
+
+        `parts` of the configs are compared. A training may go on with other options of the Trainer, such as more steps,
+        but with the same precision.
+        """
+        harmless = self.effects.harmless("training")
+        return changed_options(_parts(self.options, parts), _parts(other.options, parts), harmless)
+
+    def same_answers(self, other: RunRecord, parts: Collection[str] = ANSWERED) -> list[str]:
+        """Return the options in which the answers of two runs with the same weights may differ."""
+        harmless = self.effects.harmless("answers")
+        return changed_options(_parts(self.options, parts), _parts(other.options, parts), harmless)
+
+
+def _parts(options: Mapping[str, Any], parts: Collection[str]) -> dict[str, Any]:
+    """Return the options of some parts of a config. A part that the config lacks is None."""
+    found = {name: value for name, value in options.items() if is_covered(name, parts)}
+    return found | {part: None for part in parts if not any(is_covered(name, [part]) for name in found)}
+
+
+def _named_classes(options: Mapping[str, Any]) -> list[Any]:
+    """Return the classes of the task and the DataModule, see `RunRecord.of`."""
+    found: list[Any] = []
+    for part, default in (("model", VideoQATask), ("data", VideoQADataModule)):
+        *module, name = str(options.get(f"{part}.class_path")).split(".")
+        found.append((public_class(name) if not module or module[0] in OWN_CODE else None) or default)
+    return found
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -140,8 +228,8 @@ def find_saved_config(trainer: Trainer) -> SaveRunConfig | None:
 
 def evaluation_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a config that a test depends on: model, data, seed, precision, limit of batches, protocol."""
-    chosen: dict[str, Any] = {name: config.get(name) for name in ("model", "data")}
-    for name in (*OF_COMMAND.both, *OF_COMMAND.answers):
+    chosen: dict[str, Any] = {}
+    for name in ANSWERED:
         part, _, option = name.rpartition(".")
         if part:
             chosen.setdefault(part, {})[option] = (config.get(part) or {}).get(option)

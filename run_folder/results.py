@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,14 +25,14 @@ from run_folder.record import (
     OWN_CODE,
     PREDICTIONS,
     TEST_FILE,
+    RunRecord,
     config_of_command,
-    evaluation_config,
     find_saved_config,
     option_of,
     own_files,
     read_code,
 )
-from zoo.configuration import changed_options, flatten, harmless, is_covered
+from zoo.configuration import changed_options, flatten
 from zoo.errors import InputError
 from zoo.files.atomic_io import RECORD, try_lock
 from zoo.files.fingerprint import fingerprint
@@ -64,12 +65,8 @@ def identify_test(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any
     data: Any = getattr(trainer, "datamodule", None)
     model = getattr(pl_module, "model", None)
     # 1. Options.
-    excepted = harmless("answers", pl_module, data)
-    config = {
-        name: value
-        for name, value in flatten(config_of_command(trainer, pl_module)).items()
-        if not is_covered(name, excepted)
-    }
+    record = RunRecord.of(config_of_command(trainer, pl_module), pl_module, data)
+    config = {name: value for name, value in record.options.items() if record.changes_answers(name)}
     # 2. Weights.
     released = fingerprints(released_sources(model)) if hasattr(model, "loader") else {}
     weights: list[Any] = [{part: each["files"] for part, each in released.items()}]
@@ -146,25 +143,20 @@ def is_interrupted(folder: Path) -> bool:
     return (folder / TEST_FILE).exists() and not (folder / METRICS).exists()
 
 
-def differences(
-    config: Mapping[str, Any], training: Mapping[str, Any] | None, excepted: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+def differences(test: RunRecord, training: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     """Return the options in which a test differs from a training, as {option: {"training", "test"}}.
 
-    Args:
-        config: The test's flattened options, see `identify_test`.
-        training: The training's config. Without it, nothing differs.
-        excepted: Names of options that don't change answers.
+    `training` is the training's config. Without it, nothing differs.
     """
     if training is None:
         return {}
-    run = flatten(evaluation_config(training))
-    names = changed_options(run, config, excepted)
-    return {name: {"training": option_of(run, name), "test": option_of(config, name)} for name in names}
+    run = replace(test, options=flatten(training))
+    names = test.same_answers(run)
+    return {name: {"training": option_of(run.options, name), "test": option_of(test.options, name)} for name in names}
 
 
 def choose_folder(
-    trainer: Trainer, identity: Mapping[str, Any], excepted: Sequence[str], step: int | None
+    trainer: Trainer, identity: Mapping[str, Any], record: RunRecord, step: int | None
 ) -> tuple[Path, BinaryIO]:
     """Return the folder of a test, and its lock.
 
@@ -173,20 +165,20 @@ def choose_folder(
     Args:
         trainer: The Trainer of the test.
         identity: See `identify_test`.
-        excepted: Names of options that don't change answers.
+        record: The options of `identity`.
         step: Training step of the tested weights.
 
     Raises:
         InputError: Another process runs this test, or the folder of tests is a link, which may lead anywhere.
     """
-    run, config = Path(trainer.default_root_dir), identity["config"]
+    run = Path(trainer.default_root_dir)
     if (run / TESTS).is_symlink():
         raise InputError(f"{run / TESTS} is a link, and nothing is written through links: replace it by a folder")
     while True:
         # 1. The folder of this test if it was interrupted, even if other tests have finished since.
         begun = (run, *(each for each in sorted(run.glob(f"{TESTS}/*")) if not each.is_symlink()))
         same = next((each for each in begun if is_interrupted(each) and _read(each / TEST_FILE) == identity), None)
-        folder = same or _free_folder(trainer, run, config, excepted, step)
+        folder = same or _free_folder(trainer, run, record, step)
         # 2. Check that no other test begins or ends there at this moment.
         lock = try_lock(folder / LOCK)
         if lock is None and same is not None:
@@ -209,16 +201,15 @@ def _explain_new_test(interrupted: Iterable[Path], identity: Mapping[str, Any]) 
             rank_zero_info(f"test: starts anew, because the interrupted test in {folder} had other {changed}")
 
 
-def _free_folder(
-    trainer: Trainer, run: Path, config: Mapping[str, Any], excepted: Sequence[str], step: int | None
-) -> Path:
+def _free_folder(trainer: Trainer, run: Path, record: RunRecord, step: int | None) -> Path:
     """Return the run's folder for its own first test, else the first free folder named after the differences."""
+    config = record.options
     former = _read(run / TEST_FILE).get("config")
     from_former = [] if former is None else changed_options(former, config)
     # a script has no config, so its test is compared with the present one
     has_config = find_saved_config(trainer) is not None
     of_run = config_of(run) if (run / RUN_CONFIG).exists() else None
-    differing = list(differences(config, of_run, excepted)) if has_config else from_former
+    differing = list(differences(record, of_run)) if has_config else from_former
     if not differing and not _is_taken(run):
         return run
     finished = _read(run / METRICS)

@@ -23,6 +23,7 @@ def test_resuming_with_other_settings_is_an_error(run: Run, trained: Trained) ->
         ("data.num_frames", "6"),
         ("model.learning_rates.decoder", "1e-5"),
         ("data.source.trajectory", "local"),
+        ("trainer.precision", "64-true"),
     ):
         with pytest.raises(SystemExit, match=f"was trained with another .*{setting}"):
             run("fit", "--config", "qwen25_vl.yaml", "--ckpt_path", "last", f"--{setting}", value)

@@ -397,16 +397,6 @@ class OptionEffects(NamedTuple):
         return (*self.nothing, *(self.answers if to == "training" else self.training))
 
 
-def harmless(to: Literal["training", "answers"], *owners: Any) -> tuple[str, ...]:
-    """Return the options that do not change a training, or the answers of given weights.
-
-    Args:
-        to: What they do not change.
-        owners: Tasks, DataModules, or their classes, with `option_effects`. One without them lists nothing.
-    """
-    return tuple(name for each in owners for name in getattr(each, "option_effects", OptionEffects()).harmless(to))
-
-
 def is_covered(name: str, names: Collection[str]) -> bool:
     """Return whether a dotted name is one of these names, or below one."""
     return any(f"{name}.".startswith(f"{each}.") for each in names)

@@ -28,16 +28,14 @@ from callbacks.metrics import describe_unfinished
 from commands.reports.predictions import read_predictions
 from commands.responses.results import Response, read_responses
 from commands.runs import CONFIG
-from datamodules import VideoQADataModule
 from evaluation.baselines import constant_baseline
 from run_folder.configs import is_own
-from run_folder.record import METRICS, OF_COMMAND, PREDICTIONS, TEST_FILE
+from run_folder.record import METRICS, PREDICTIONS, TEST_FILE, RunRecord
 from run_folder.results import TESTS, rank_files
 from zoo.benchmarks import find_benchmark
-from zoo.configuration import flatten, harmless, is_covered, is_same_value
+from zoo.configuration import flatten, is_covered, is_same_value
 from zoo.errors import InputError, printable
 from zoo.metrics import with_scores
-from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.saved_models import config_of
 
 GROUPS, MEANS = ("acc", "mra", "all"), ("macro", "micro")
@@ -162,8 +160,6 @@ def flatten_scores(result: Mapping[str, Any]) -> dict[str, float]:
 
 STAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?$")  # of a folder that `fit` named
 MOST = 3  # options in a label
-# options that change no result of a training
-CHANGES_NO_RESULT = (*harmless("training", VideoQATask, VideoQADataModule), *OF_COMMAND.harmless("training"))
 # entries of metrics.json: runs are repetitions only with the same code, trained as far
 MADE_BY = ("run_step", "max_steps", "training_versions", "versions")
 
@@ -309,17 +305,16 @@ def _options(training: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[st
     """Return the options that scores depend on, without seeds; as `test.<name>` those that the test changed."""
     checkpoint = Path(metrics.get("checkpoint") or "").name
     parts = ("model", "data", "trainer", *(["checkpoint"] if checkpoint == BEST else []))  # which says what is best
+    record, test = RunRecord.of(training), RunRecord.of(metrics.get("config") or {})
     trained = {
         name: value
-        for name, value in flatten({part: training.get(part) for part in parts}).items()
-        if not is_covered(name, CHANGES_NO_RESULT)
+        for name, value in record.options.items()
+        if is_covered(name, parts) and record.changes_training(name)
     }
-    no_answer = harmless("answers", VideoQATask, VideoQADataModule)
-    whole = flatten(training)
     tested = {
         f"test.{name}": value
-        for name, value in flatten(metrics.get("config") or {}).items()
-        if not is_covered(name, no_answer) and not is_same_value(name, whole.get(name), value)
+        for name, value in test.options.items()
+        if test.changes_answers(name) and not is_same_value(name, record.options.get(name), value)
     }
     made_by = flatten({name: metrics.get(name) for name in MADE_BY})
     found = {**trained, **tested, "scorer": metrics["scorer"], "checkpoint": checkpoint, **made_by}

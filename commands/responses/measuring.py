@@ -17,6 +17,7 @@ from datamodules.collate import QuestionCollate
 from datamodules.interventions import Intervention, Origin, Variant, default_interventions
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
+from run_folder.record import RunRecord
 from run_folder.results import fingerprint_code
 from zoo.benchmarks import Benchmark
 from zoo.configuration import known_config
@@ -140,7 +141,9 @@ def ask_all(
     config, scenes = config_of(run.folder), run.dataset.scenes
     greedy = {name: value for name, value in (config["model"].get("init_args") or {}).items() if name in GREEDY}
     code = fingerprint_code(config, run.model, *interventions)
-    key = fingerprint([fingerprint(run.model), code, known_config(run.data), greedy, split])
+    data = RunRecord.of({"data": {"class_path": type(run.data).__name__, "init_args": known_config(run.data)}})
+    shown = {name: each for name, each in data.options.items() if data.changes_answers(name)}
+    key = fingerprint([fingerprint(run.model), code, shown, greedy, split])
     known = {} if file is None else {record["id"]: record for record in read_records([file])}
     truths = [
         run.data.source.benchmark.read_number(q.ground_truth) for s in run.data.scenes(split) for q in s.questions

@@ -17,21 +17,18 @@ from jsonargparse import ArgumentError
 
 from commands.main import COMMANDS
 from commands.parser import build, command_parser, explained, with_option
-from commands.reports.scores import CHANGES_NO_RESULT
-from datamodules import Intervention, VideoQADataModule
+from datamodules import Intervention
 from run_folder.configs import MergedConfig, buildable_classes, find_config, merge_configs
+from run_folder.record import RunRecord
 from zoo.benchmarks import registered_benchmarks
 from zoo.configuration import RUNS, flatten, is_covered
 from zoo.errors import InputError, closest, did_you_mean
 from zoo.files.ownership import file_name
-from zoo.tasks.video_qa import VideoQATask
 
 STUDIES = RUNS / "studies"  # folder for the runs of studies
 MACRO = "macro"  # a score: the mean over the question types
 SAMPLING = "model.sampling"
 OWN = ""  # the name of the test that every trained model has
-# options that change a result without changing the training
-ANSWERS_ONLY = (*VideoQATask.option_effects.answers, *VideoQADataModule.option_effects.answers)
 Options = dict[str, Any]  # values by dotted name
 
 
@@ -144,11 +141,12 @@ class Run:
         Options that change no result, such as the number of devices, are left out. Options that only change answers are
         those of the study file: configs state the defaults of tests.
         """
+        record = RunRecord.of(self.merged)
         flat = {
             name: each
             for name, each in self.merged.items()
-            if not is_covered(name, CHANGES_NO_RESULT)
-            or (is_covered(name, self.options) and is_covered(name, ANSWERS_ONLY))
+            if record.changes_training(name)
+            or (is_covered(name, self.options) and is_covered(name, record.effects.answers))
         }
         return dict(json.loads(json.dumps(flat, default=str)))
 

@@ -257,6 +257,11 @@ def test_the_command(run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
     assert len(calls) == 2 and json.loads((folder / RESPONSES).read_text()) == written
     again = responses_of(folder, [ScaledLengths(variants=2)], num_scenes=2, folder=folder)
     assert [each.sums.keys() for each in again] == [each.sums.keys() for each in responses] and len(calls) == 2
+    own = "num_frames: 4, question_types: null, keep_in_memory: false"  # the last one changes no answer
+    Path("memory.yaml").write_text(f"data: {{init_args: {{{own}}}}}")
+    asked = {"num_scenes": 2, "folder": folder, "data": "memory.yaml"}
+    responses_of(folder, [ScaledLengths(variants=2)], **asked)  # type: ignore[arg-type]
+    assert len(calls) == 2
     # 2. A report of the run has them, once it is tested.
     run("test")
     assert "ScaledLengths (variants 2)" in run("report", str(folder))

@@ -24,11 +24,11 @@ from torch import nn
 
 from datamodules import Duplicate, OriginalStills, PixelBounds, UniformSampler, VideoQADataModule
 from datamodules.scenes import Scene
-from run_folder.record import METRICS, OF_COMMAND, TEST_FILE, SaveRunConfig
+from run_folder.record import METRICS, OF_COMMAND, TEST_FILE, RunRecord, SaveRunConfig
 from run_folder.results import choose_folder, differences, finished_tests, identify_test
 from tests.callbacks.breakable import Tiny, on_disk, results, run
 from tests.callbacks.toy import trainer
-from zoo.configuration import OptionEffects, harmless, is_covered
+from zoo.configuration import OptionEffects, is_covered
 from zoo.errors import InputError
 from zoo.files.fingerprint import fingerprint
 from zoo.model import SpatialVLM
@@ -108,11 +108,10 @@ CONFIG: dict[str, Any] = {
     "trainer": {"precision": None, "limit_test_batches": None, "devices": 1},
     "metrics": {"scorer": None, "protocol": None},
 }
-EXCEPTED = ("model.learning_rates", "data.num_workers")
 
 
 class Model(LightningModule):
-    option_effects = OptionEffects(nothing=EXCEPTED)
+    option_effects = OptionEffects(nothing=("model.learning_rates", "data.num_workers"))
 
     def __init__(self, *sizes: int) -> None:
         super().__init__()
@@ -143,9 +142,14 @@ def identity(config: dict[str, Any], *sizes: int) -> dict[str, Any]:
     return identify_test(trainer_with(Path("nowhere"), config), Model(*sizes))
 
 
+def record(config: dict[str, Any]) -> RunRecord:
+    """The record of the options in `identity`."""
+    return RunRecord.of(identity(config)["config"], Model)
+
+
 def place(folder: Path, config: dict[str, Any], step: int | None = None, finish: bool = True) -> str:
     """Where a test with this config is written; its files are left there."""
-    chosen, lock = choose_folder(trainer_with(folder, config), identity(config), EXCEPTED, step)
+    chosen, lock = choose_folder(trainer_with(folder, config), identity(config), record(config), step)
     chosen.mkdir(parents=True, exist_ok=True)
     (chosen / TEST_FILE).write_text(json.dumps(identity(config)))
     if finish:
@@ -247,15 +251,42 @@ def test_released_weights_without_a_training_have_a_place_of_their_own(tmp_path:
 
 
 def test_what_differs_from_the_training_has_both_values(trained: Path) -> None:
-    config = identity(changed(data__num_frames=8, data__num_workers=4, model__camera_encoding=None))["config"]
-    assert differences(config, config_of(trained), EXCEPTED) == {
+    test = record(changed(data__num_frames=8, data__num_workers=4, model__camera_encoding=None))
+    assert differences(test, config_of(trained)) == {
         "data.num_frames": {"training": 16, "test": 8},
         "model.camera_encoding": {
             "training": {"class_path": "zoo.PRoPE", "layers": "all", "size": [1, 2]},
             "test": None,
         },
     }
-    assert differences(config, None, EXCEPTED) == {}
+    assert differences(test, None) == {}
+
+
+# ---- the same training, the same answers
+
+
+def test_a_record_compares_by_what_its_own_classes_declare() -> None:
+    def compared(one: dict[str, Any], *owners: Any) -> tuple[list[str], list[str]]:
+        first, other = RunRecord.of(one, *owners), RunRecord.of(CONFIG, *owners)
+        return first.same_training(other), first.same_answers(other)
+
+    faster = {**changed(data__num_workers=4), "trainer": {**CONFIG["trainer"], "devices": 8}}
+    assert compared(faster) == ([], [])
+    assert compared(changed(data__num_frames=8)) == (["data.num_frames"], ["data.num_frames"])
+    assert compared(changed(model__max_new_tokens=8)) == ([], ["model.max_new_tokens"])
+    rounded = {**CONFIG, "trainer": {**CONFIG["trainer"], "precision": "bf16-mixed", "max_steps": 9}}
+    assert compared(rounded) == (["trainer.precision"], ["trainer.precision"])  # a training may go on for longer
+    fewer = {**CONFIG, "trainer": {**CONFIG["trainer"], "limit_test_batches": 3}}
+    assert compared(fewer) == ([], ["trainer.limit_test_batches"])
+    rates = changed(model__learning_rates={"decoder": 1.0})
+    assert compared(rates) == (["model.learning_rates.decoder"], [])
+    assert compared(rates, Model) == ([], [])  # whose class says that they change nothing
+
+
+def test_classes_of_others_are_not_imported_for_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    strange = {"model": {"class_path": "stranger.Task"}, "data": {"class_path": "stranger.Data"}}
+    assert RunRecord.of(strange).effects == RunRecord.of({}).effects
+    assert RunRecord.of({"model": {"class_path": "GeometryPretraining"}}).effects != RunRecord.of({}).effects
 
 
 # ---- which options count
@@ -263,7 +294,9 @@ def test_what_differs_from_the_training_has_both_values(trained: Path) -> None:
 
 def test_what_an_option_changes() -> None:
     kinds = VideoQATask, VideoQADataModule
-    no_answer, no_training = harmless("answers", *kinds), harmless("training", *kinds)
+    no_answer, no_training = (
+        [name for kind in kinds for name in kind.option_effects.harmless(to)] for to in ("answers", "training")
+    )
     options = {
         "answers and trainings": ("model.backbone.layers", "data.num_frames", "data.source.video"),
         "answers": ("model.repetition_penalty",),
