@@ -401,7 +401,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if self.training_spec.asks_in_training and self.pack_scenes:
             raise InputError("--data.pack_scenes: GRPO has sequences of its own for each scene, leave it out")
         scenes = self.trained_scenes = self.scenes("train")
-        self._refuse_incomplete(scenes)
+        self.refuse_incomplete(scenes)
         self._file_sizes = [file_size(scene) for scene in scenes]
         asks = self.training_spec.asks_in_training  # the model then generates answers, and each question counts once
         dataset = self.dataset(scenes, training=True)
@@ -439,7 +439,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _refuse_incomplete(self, scenes: Sequence[Scene]) -> None:
+    def refuse_incomplete(self, scenes: Sequence[Scene]) -> None:
         """Raise an InputError if training scenes lack videos, cameras or depth and the training needs them all.
 
         All scenes without a video are listed in a file.
