@@ -308,8 +308,9 @@ def _examine_data(parts: Any) -> Iterator[Finding]:
             data.refuse_incomplete(scenes)
         if empty := [scene.name for scene in scenes if not file_size(scene)]:
             raise InputError(f"{len(empty)} of {len(scenes)} have empty files, {empty[0]} first: fetch them again")
-        for scene in {scene.name: scene for scene in (scenes[0], scenes[-1]) if not scene.images}.values():
-            video = Video(scene.video)
+        videos = [scene.video for scene in scenes if not (scene.images or scene.is_text)]
+        for path in dict.fromkeys((*videos[:1], *videos[-1:])):
+            video = Video(path)
             video.read([0, video.num_frames - 1])
 
 
