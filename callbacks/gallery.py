@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from evaluation.drawings import camera_map, contact_sheet, pose_map
+from evaluation.table import markdown_table
 from zoo.errors import SCENE_FAULTS
 from zoo.tasks.video_qa import VideoQATask, predicted_cameras
 
@@ -112,6 +113,4 @@ def log_table(trainer: Trainer, tag: str, columns: Sequence[str], rows: Sequence
         if isinstance(logger, WandbLogger):
             logger.log_text(tag, list(columns), [list(row) for row in rows])
         else:
-            cells = [[" ".join(text.replace("|", "\\|").split()) for text in row] for row in (columns, *rows)]
-            head, *body = (f"| {' | '.join(row)} |" for row in cells)
-            logger.experiment.add_text(tag, "\n".join([head, "|---" * len(columns) + "|", *body]), trainer.global_step)
+            logger.experiment.add_text(tag, markdown_table([columns, *rows]), trainer.global_step)

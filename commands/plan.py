@@ -322,9 +322,8 @@ def resized(module: VideoQADataModule, task: VideoQATask, size: list[int]) -> tu
             picture = torch.empty(1, 3, *size, dtype=torch.uint8, device="cpu")
             height, width = module.still_resize(picture, needs.frames.token_px).frames.shape[-2:]
             return height, width
-        return bounds_of_images(module.image_pixels, needs.frames.image_pixels).frame_size(
-            size[0], size[1], 1, needs.frames.token_px
-        )
+        bounds = bounds_of_images(module.image_pixels, needs.frames.image_pixels)
+        return (size[0], size[1]) if bounds is None else bounds.frame_size(size[0], size[1], 1, needs.frames.token_px)
     except ValueError as error:
         raise InputError(f"--video_size: {error}") from error
 

@@ -28,11 +28,15 @@ commands/reports/results_page.py.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from commands.parser import command_parser, parse
 from zoo.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from commands.reports.scores import Tested
 
 Format = Literal["text", "markdown", "latex", "csv", "html"]
 # the start of a report's file, by which a former one is known; CSV has no comments, and begins with its first heading
@@ -54,6 +58,35 @@ def report(arguments: list[str]) -> None:
     Raises:
         InputError: None of the folders is a run with a finished test, or the report can't be written.
     """
+    settings = _options(arguments)
+    output = None if settings.output is None else Path(settings.output).expanduser()
+    format: Format = settings.format or SUFFIXES.get(output.suffix if output else "", "text")
+    _refuse_run_file(output)
+    tested, notes = _load([Path(name).expanduser() for name in settings.runs])
+    if settings.results:
+        if settings.verify or settings.output:
+            raise InputError("--results only fills a page: leave out --verify and --output")
+        left_out = _fill_results(Path(settings.results).expanduser(), tested)
+        _print_notes(notes + left_out)
+    elif settings.verify:
+        text, agrees = _verified(Path(settings.verify).expanduser(), tested, settings.row, format)
+        _print_notes(notes)
+        print(text, end="") if output is None else _write(output, text, format)
+        if not agrees:
+            raise SystemExit(1)
+    else:
+        text = _tables(tested, notes, settings.baseline, format)
+        output = output or (Path("report.html") if format == "html" else None)
+        if output is None:
+            print(text, end="")
+        else:
+            _write(output, text, format)
+            print(f"report: {len(tested)} tests in {output}")
+        _print_notes(notes)
+
+
+def _options(arguments: list[str]) -> Any:
+    """Return the options of the command."""
     parser = command_parser("report", __doc__)
     parser.add_argument("runs", type=str, nargs="+", help="folders of runs, or one study's YAML file")
     help = "text, markdown, latex, csv or html; null chooses by the output's suffix, else text"
@@ -67,23 +100,27 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--row", type=str | None, default=None, help=help)
     help = "a page whose column `zoo` is filled from the runs, such as docs/results.md"
     parser.add_argument("--results", type=str | None, default=None, help=help)
-    settings = parse(parser, arguments)
+    return parse(parser, arguments)
 
-    # after the options are read: these import PyTorch and pandas, which the help does without
-    from commands.reports.page import page
-    from commands.reports.results_page import fill
-    from commands.reports.scores import load
-    from commands.reports.tables import by_questions, by_setting, names_of, report_tables, write
-    from commands.reports.verify import read_published, verify
+
+# ---- The steps: they import PyTorch and pandas, which --help does without -------------------------------------------
+
+
+def _refuse_run_file(output: Path | None) -> None:
+    """Raise InputError for an output that has the name of a run's file."""
     from commands.runs import CONFIG
     from run_folder.record import METRICS, PREDICTIONS, TEST_FILE
-    from zoo.files.atomic_io import write_whole
 
-    output = None if settings.output is None else Path(settings.output).expanduser()
-    format: Format = settings.format or SUFFIXES.get(output.suffix if output else "", "text")
     if output is not None and output.name in (CONFIG, METRICS, PREDICTIONS, TEST_FILE):
         raise InputError(f"--output {output} is a file of a run, which it would overwrite: name another file")
-    paths = [Path(name).expanduser() for name in settings.runs]
+
+
+def _load(paths: Sequence[Path]) -> tuple[list[Tested], list[str]]:
+    """Return the tests of runs or of one study, and notes about them.
+
+    Raises:
+        InputError: There are several studies, or there is no test.
+    """
     if paths[0].suffix in (".yaml", ".yml"):
         from commands.studies import results
 
@@ -91,48 +128,63 @@ def report(arguments: list[str]) -> None:
             raise InputError(f"one study at a time: {paths[0]}")
         tested, notes = results.load(paths[0])
     else:
+        from commands.reports.scores import load
+
         tested, notes = load(paths)
     notes = [printable(note) for note in notes]
     if not tested:
         raise InputError(f"nothing to report: {'; '.join(notes) or 'no result yet'}")
-    if settings.results:
-        file = Path(settings.results).expanduser()
-        if settings.verify or settings.output:
-            raise InputError("--results only fills a page: leave out --verify and --output")
-        try:
-            page_text = file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise InputError(f"--results {file}: it can't be read: {error}") from None
-        text, left_out = fill(page_text, tested)
-        write_whole(file, text)
-        print("".join(f"{note}\n" for note in notes + left_out), end="", file=sys.stderr)
-        return
-    if settings.verify:
-        published = read_published(Path(settings.verify).expanduser())
-        verified = [verify(each, published, settings.row) for each in tested]
-        text = "\n".join(write(table, format, title) for title, table, _ in verified)
-        print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
-        print(text, end="") if output is None else _write(output, text, format)
-        if not all(agrees for *_, agrees in verified):
-            raise SystemExit(1)
-        return
+    return tested, notes
+
+
+def _fill_results(file: Path, tested: Sequence[Tested]) -> list[str]:
+    """Fill a page of results, and return notes about tests that it leaves out."""
+    from commands.reports.results_page import fill
+    from zoo.files.atomic_io import write_whole
+
+    try:
+        page = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--results {file}: it can't be read: {error}") from None
+    text, left_out = fill(page, tested)
+    write_whole(file, text)
+    return left_out
+
+
+def _verified(file: Path, tested: Sequence[Tested], row: str | None, format: Format) -> tuple[str, bool]:
+    """Return tables of tests beside published numbers, and whether all agree."""
+    from commands.reports.tables import write
+    from commands.reports.verify import read_published, verify
+
+    published = read_published(file)
+    verified = [verify(each, published, row) for each in tested]
+    text = "\n".join(write(table, format, title) for title, table, _ in verified)
+    return text, all(agrees for *_, agrees in verified)
+
+
+def _tables(tested: Sequence[Tested], notes: Sequence[str], baseline: str | None, format: Format) -> str:
+    """Return the tables of a report.
+
+    Raises:
+        InputError: There is no such baseline.
+    """
+    from commands.reports.page import page
+    from commands.reports.tables import by_questions, by_setting, names_of, report_tables, write
+
     sets = by_questions(tested)
     rows = {name: own for tests in sets for name, own in by_setting(tests).items()}
-    if settings.baseline is not None and not any(settings.baseline in names_of(*row) for row in rows.items()):
-        raise InputError(f"--baseline {settings.baseline}: no such row or run; the rows are {'; '.join(rows)}")
-    tables = [each for own in sets for each in report_tables(own, settings.baseline)]
+    if baseline is not None and not any(baseline in names_of(*row) for row in rows.items()):
+        raise InputError(f"--baseline {baseline}: no such row or run; the rows are {'; '.join(rows)}")
+    tables = [report_tables(own, baseline) for own in sets]
+    every = [each for own in tables for each in own]
     if format == "html":
-        output = output or Path("report.html")
-        text = page(sets, tables, notes, "Report")
-    elif format == "csv":
-        text = "\n".join(write(report_tables(own, settings.baseline)[0][1], format) for own in sets)
-    else:
-        text = "\n".join(write(table, format, title) for title, table in tables)
-    if output is None:
-        print(text, end="")
-    else:
-        _write(output, text, format)
-        print(f"report: {len(tested)} tests in {output}")
+        return page(sets, every, notes, "Report")
+    if format == "csv":
+        return "\n".join(write(own[0][1], format) for own in tables)
+    return "\n".join(write(table, format, title) for title, table in every)
+
+
+def _print_notes(notes: Sequence[str]) -> None:
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
 
 

@@ -14,12 +14,16 @@ counts the answers on which they differ.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from commands.parser import command_parser, parse
 from zoo.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from commands.reports.predictions import Answer
+    from zoo.benchmarks import Benchmark
 
 
 def score(arguments: list[str]) -> None:
@@ -31,42 +35,20 @@ def score(arguments: list[str]) -> None:
     Raises:
         InputError: The file or a line of it is invalid, or an option is unknown.
     """
-    parser = command_parser("score", __doc__)
-    parser.add_argument("predictions", type=str, help="the file of answers, or the folder of its predictions.jsonl")
-    parser.add_argument(
-        "--benchmark",
-        type=str | None,
-        default=None,
-        help="the answers' benchmark: a class name, a class path of your own, or OwnQuestions(door_width=number); null "
-        "is the one that the file records, else VSIBench",
-    )
-    help = "the benchmark's scorer; null uses the scorer of the file's scores, or the first; all compares all scorers"
-    parser.add_argument("--scorer", type=str | None, default=None, help=help)
-    parser.add_argument("--output", type=str | None, default=None, help="also write the scores to this metrics.json")
-    settings = parse(parser, arguments)
+    settings = _options(arguments)
 
     # imported after parsing: these import PyTorch, which --help does not need
-    from commands.reports.predictions import read_predictions, recorded_benchmark
-    from evaluation.baselines import SAME, constant_baseline
-    from evaluation.table import render, side_by_side, summarize
-    from run_folder.record import METRICS, PREDICTIONS
+    from commands.reports.predictions import read_predictions
+    from evaluation.table import render, side_by_side
+    from run_folder.record import PREDICTIONS
     from run_folder.results import rank_files
-    from zoo.benchmarks import VSIBench, find_benchmark
-    from zoo.configuration import is_own
     from zoo.files.atomic_io import json_text, start_of_json, write_output
-    from zoo.metrics import with_scores
     from zoo.versions import versions
 
     path = Path(settings.predictions).expanduser()
     if path.is_dir():
         path /= PREDICTIONS
-    name = settings.benchmark or recorded_benchmark(path) or VSIBench().name
-    is_trusted = settings.benchmark is not None or is_own(path.parent)  # a file of someone else imports nothing
-    try:
-        benchmark = find_benchmark(name, trusted=is_trusted)
-    except InputError as error:
-        remedy = "" if is_trusted else f"; if you trust the file, pass --benchmark {name}"
-        raise InputError(f"{error}{remedy}") from error
+    benchmark = _benchmark(path, settings.benchmark)
     compares = settings.scorer == "all"
     named = None if compares else settings.scorer and benchmark.find_scorer(settings.scorer)
     if compares and settings.output:
@@ -79,17 +61,7 @@ def score(arguments: list[str]) -> None:
     recorded = {answer.scorer for answer in answers}
     own = recorded.pop() if len(recorded) == 1 else None  # the scorer of all answers
     scorers = benchmark.scorers if compares else (benchmark.find_scorer(named or own),)
-    tests, scores = [], []
-    for scorer in scorers:
-        records = with_scores(map(vars, answers), benchmark, scorer)
-        scored = [record for record in records if record["score"] is not None]
-        if not scored:
-            raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
-        test = summarize(records, benchmark, scorer)
-        baselines = constant_baseline(scored, benchmark, scorer).scores
-        test["baselines"] = {**baselines, **_recorded_baselines(path.with_name(METRICS), test)}
-        tests.append(test)
-        scores.append({record["id"]: record["score"] for record in scored})
+    tests, scores = zip(*(_scored(path, answers, benchmark, scorer) for scorer in scorers), strict=True)
     if settings.output:
         made_by = {"command": "python main.py score"}
         content = {**made_by, **tests[0], "predictions": str(path), "versions": versions()}
@@ -97,16 +69,77 @@ def score(arguments: list[str]) -> None:
     # 2. The table.
     title = printable(str(path))
     print(side_by_side(tests, scores, benchmark, title=title) if compares else render(tests[0], benchmark, title=title))
+    # 3. What the table does not show.
     print("".join(f"{remark}\n" for remark in remarks), end="")
     if parts:
         print(f"its test was interrupted: the answers in {', '.join(part.name for part in parts)} are not scored")
     if unscored := len(answers) - len(scores[0]):
         print(f"not scored, without a ground truth: {unscored}")
-    if compares:
-        return
-    pairs = [(answer.score, scores[0].get(answer.id)) for answer in answers]
-    if others := sum(old is not None and new is not None and abs(old - new) > SAME for old, new in pairs):
+    if not compares and (others := _differing(answers, scores[0])):
         print(f"scores that differ from the file's, which another scorer or version made: {others}")
+
+
+def _options(arguments: list[str]) -> Any:
+    """Return the options of the command."""
+    parser = command_parser("score", __doc__)
+    parser.add_argument("predictions", type=str, help="the file of answers, or the folder of its predictions.jsonl")
+    parser.add_argument(
+        "--benchmark",
+        type=str | None,
+        default=None,
+        help="the answers' benchmark: a class name, a class path of your own, or OwnQuestions(door_width=number); null "
+        "is the one that the file records, else VSIBench",
+    )
+    help = "the benchmark's scorer; null uses the scorer of the file's scores, or the first; all compares all scorers"
+    parser.add_argument("--scorer", type=str | None, default=None, help=help)
+    parser.add_argument("--output", type=str | None, default=None, help="also write the scores to this metrics.json")
+    return parse(parser, arguments)
+
+
+def _benchmark(path: Path, named: str | None) -> Benchmark:
+    """Return the benchmark of a file of answers: the one of the option, or else the one that the file records."""
+    from commands.reports.predictions import recorded_benchmark
+    from zoo.benchmarks import VSIBench, find_benchmark
+    from zoo.configuration import is_own
+
+    name = named or recorded_benchmark(path) or VSIBench().name
+    is_trusted = named is not None or is_own(path.parent)  # a file of someone else imports nothing
+    try:
+        return find_benchmark(name, trusted=is_trusted)
+    except InputError as error:
+        remedy = "" if is_trusted else f"; if you trust the file, pass --benchmark {name}"
+        raise InputError(f"{error}{remedy}") from error
+
+
+def _scored(
+    path: Path, answers: Sequence[Answer], benchmark: Benchmark, scorer: str
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the summary of a test with its baselines by one scorer, and the score of each answer by its id.
+
+    Raises:
+        InputError: No answer has a ground truth.
+    """
+    from evaluation.baselines import constant_baseline
+    from evaluation.table import summarize
+    from run_folder.record import METRICS
+    from zoo.metrics import with_scores
+
+    records = with_scores(map(vars, answers), benchmark, scorer)
+    scored = [record for record in records if record["score"] is not None]
+    if not scored:
+        raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
+    test = summarize(records, benchmark, scorer)
+    baselines = constant_baseline(scored, benchmark, scorer).scores
+    test["baselines"] = {**baselines, **_recorded_baselines(path.with_name(METRICS), test)}
+    return test, {record["id"]: record["score"] for record in scored}
+
+
+def _differing(answers: Sequence[Answer], scores: Mapping[str, float]) -> int:
+    """Return the number of answers whose score in the file differs."""
+    from evaluation.baselines import SAME
+
+    pairs = [(answer.score, scores.get(answer.id)) for answer in answers]
+    return sum(old is not None and new is not None and abs(old - new) > SAME for old, new in pairs)
 
 
 def _recorded_baselines(metrics: Path, test: Mapping[str, Any]) -> dict[str, Any]:

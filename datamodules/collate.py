@@ -127,6 +127,24 @@ class Collate(ABC):
             cached_geometry=cached,
             cameras=cameras,
             geometry_override=self.prepare(other) if isinstance(other, LoadedScene) else other,
+            target_views=self._prepare_targets(loaded),
+        )
+
+    def _prepare_targets(self, loaded: LoadedScene) -> PreparedScene | None:
+        """Prepare the target views of a scene, with patches only if their 2D tokens are targets."""
+        views, wanted = loaded.target_views, self.spec.target_views
+        if views is None or wanted is None:
+            return None
+        assert views.frames is not None and loaded.frames is not None
+        pixel_values, grid_thw = self.preprocessor.cut_patches(views.frames)
+        steps, height, width = grid_thw.tolist()
+        return PreparedScene.of(
+            views,
+            pixel_values=pixel_values if wanted.tokens else None,
+            grid_thw=(steps, height, width),
+            token_side=self.spec.frames.token_side((steps, height, width)),
+            frames=torch.cat((views.frames, loaded.frames))[::TEMPORAL_PATCH_SIZE],
+            cameras=self.builder.merge_cameras(views.geometry),
         )
 
     def media(self, loaded: LoadedScene, prepared: PreparedScene) -> Sequence[Content]:

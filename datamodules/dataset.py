@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from threading import Thread
 from typing import Any
 
@@ -26,9 +27,10 @@ from datamodules.samplers.base import sampled_seconds_per_grid, seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.video import Video, companion_name
 from zoo.cameras import SceneGeometry
+from zoo.cameras.scene_geometry import Window
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.model_spec import ModelSpec
-from zoo.seed import seed_draws
+from zoo.seed import resolve_seed, seed_draws
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 from zoo.sequences.loaded_scene import LoadedScene
 
@@ -202,7 +204,8 @@ class SceneDataset(Dataset):
         spec, video = self.spec, view.video
         loaded: dict[str, Any] = {"frame_indices": tuple(frames)}
         # 1. Frames: images, each as its own temporal patch, or frames of a video
-        bounds, is_folder, window = self.bounds, video.is_folder, None
+        bounds: PixelBounds | None = self.bounds
+        is_folder, window = video.is_folder, None
         as_images = are_images or self.frames_as != "video"
         if as_images:
             is_folder = False
@@ -215,12 +218,15 @@ class SceneDataset(Dataset):
             is_sampled = spec.seconds == "sampled_fps"
             seconds = sampled_seconds_per_grid(times_s, len(frames)) if is_sampled else seconds_per_grid(own)
             loaded |= {"seconds_per_grid": seconds, "frame_times": None if view.times_s is None else tuple(own)}
-        if self.still_resize is not None and as_images:
-            resized = self.still_resize(video.read(frames[::TEMPORAL_PATCH_SIZE]), spec.frames.token_px)
+        still_resize = self.still_resize if as_images else None
+        if still_resize is not None:
+            resized = still_resize(video.read(frames[::TEMPORAL_PATCH_SIZE]), spec.frames.token_px)
             window, shown = resized.window, resized.frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
             if spec.frames.own_frames:
                 loaded["geometry_frames"] = resized.geometry_frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
                 loaded["vision_window"] = resized.tower_window
+        elif bounds is None:
+            shown = video.read(frames)
         else:
             shown = self._resized(video, frames, bounds, is_folder)
         # 2. Cameras
@@ -241,6 +247,16 @@ class SceneDataset(Dataset):
             geometry = SceneGeometry(**{**({} if geometry is None else geometry.present()), "depth": depth})
         if window is not None and geometry is not None:
             geometry = window.crop(geometry)
+        # 4. Target views, for scenes with cameras
+        if spec.target_views is not None and geometry is not None and geometry.has_cameras:
+
+            def resize(target: UInt8[Tensor, "T 3 H W"]) -> UInt8[Tensor, "T 3 h w"]:
+                size = (shown.shape[-2], shown.shape[-1])
+                if still_resize is not None:
+                    return still_resize(target, spec.frames.token_px).frames
+                return resize_frames(target, bounds, is_folder=is_folder, token_px=spec.frames.token_px, size=size)
+
+            loaded |= self._read_target_views(view, frames, resize, window)
         return check_depth(LoadedScene(view.scene_name, frames=shown, geometry=geometry, **loaded), spec, view)
 
     def _resized(
@@ -266,6 +282,38 @@ class SceneDataset(Dataset):
             maps = read_depth(path, unread, num_frames=view.video.num_frames, size_hw=size_hw)
             known.update({(path, i): each for i, each in zip(unread, maps, strict=True)})
         return torch.stack([known[path, i] for i in frames])
+
+    def _read_target_views(
+        self,
+        view: SceneView,
+        shown: Sequence[int],
+        resize: Callable[[UInt8[Tensor, "T 3 H W"]], UInt8[Tensor, "T 3 h w"]],
+        window: Window | None,
+    ) -> dict[str, Any]:
+        """Draw and read target views of a scene with cameras, each twice, or say why there are none."""
+        assert self.spec.target_views is not None and view.world_to_camera is not None
+        posed = view.world_to_camera.isfinite().flatten(1).all(1).nonzero()[:, 0].tolist()
+        rng = Random(f"{resolve_seed(None)}/{view.epoch}/{view.scene_name}")
+        drawn = self.spec.target_views.draw(shown, posed, rng)
+        if not drawn:
+            reason = (
+                f"{view.scene_name}: no frame with a camera lies between the {len(set(shown))} shown ones, and "
+                "HeldOutViews predicts such frames: lower --data.num_frames, or take another --data.train_sampler"
+            )
+            return {"target_error": reason}
+        frames = [frame for frame in drawn for _ in range(TEMPORAL_PATCH_SIZE)]
+        geometry = view.geometry(frames)
+        assert geometry is not None
+        read = resize(view.video.read(drawn)).repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
+        return {
+            "target_views": LoadedScene(
+                view.scene_name,
+                frames=read,
+                kind="image",
+                frame_indices=tuple(frames),
+                geometry=geometry if window is None else window.crop(geometry),
+            )
+        }
 
     def _read_target(
         self, view: SceneView, frames: Sequence[int], size_hw: tuple[int, int]

@@ -158,14 +158,15 @@ def _dataset(
     sampler: FrameSampler | None = None,
     num_frames: int | None = None,
 ) -> SceneDataset:
-    dataset = data.dataset(scenes, spec=replace(model.model_spec(), targets=()))
+    dataset = data.dataset(scenes, spec=replace(model.model_spec(), targets=(), target_views=None))
     dataset.sampler, dataset.num_frames = sampler or data.sampler, num_frames or data.num_frames
     return dataset
 
 
 def data_of(model: SpatialVLM) -> VideoQADataModule:
     """Return a DataModule with the settings of the model's training. Its source only words the questions."""
-    released = model.loader.shown_as if model.has_released_fusion else {}
+    is_released = model.has_released_fusion or not model.loader.released_fusions
+    released = model.loader.shown_as if is_released else {}
     settings = (model.data_config or {}).get("init_args") or released
     chosen = {name: settings[name] for name in READ_FROM_RUN if settings.get(name) is not None}
     check_class_paths(chosen, model.trust_modules)

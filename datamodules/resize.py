@@ -97,9 +97,11 @@ class PixelBounds:
         return smart_resize(height, width, factor=token_px, min_pixels=self.min_pixels, max_pixels=largest)
 
 
-def bounds_of_images(given: PixelBounds | None, image_pixels: tuple[int, int]) -> PixelBounds:
-    """Return the given bounds of images, or the pixel bounds of the model's own processor."""
-    return given or PixelBounds(*image_pixels, total_pixels=sys.maxsize, legacy_folder_resize=False)
+def bounds_of_images(given: PixelBounds | None, image_pixels: tuple[int, int] | None) -> PixelBounds | None:
+    """Return the given bounds of images, or those of the model's own processor. None if the model resizes images."""
+    if given is not None or image_pixels is None:
+        return given
+    return PixelBounds(*image_pixels, total_pixels=sys.maxsize, legacy_folder_resize=False)
 
 
 def resize_frames(
@@ -108,6 +110,7 @@ def resize_frames(
     *,
     is_folder: bool = False,
     token_px: int = TOKEN_PX,
+    size: tuple[int, int] | None = None,
 ) -> UInt8[Tensor, "T 3 h w"]:
     """Resize the frames of one clip within `bounds`, bit for bit as the official code.
 
@@ -118,6 +121,7 @@ def resize_frames(
             multiples of 56 with Pillow: 480 x 640 becomes 504 x 616 from a folder, and 476 x 644 from a video file.
             `PixelBounds(legacy_folder_resize=False)` treats both alike.
         token_px: Side of a visual token in pixels. Both sides of a frame become multiples of it.
+        size: Height and width in pixels of the result, in place of those within `bounds`.
 
     Returns:
         Resized frames.
@@ -129,7 +133,7 @@ def resize_frames(
         least, most = FOLDER_MIN_TOKENS * factor**2, FOLDER_MAX_TOKENS * factor**2
         first = smart_resize(height, width, factor=factor, min_pixels=least, max_pixels=most)
         frames = resize_pillow(frames, first)
-    size = bounds.frame_size(frames.shape[-2], frames.shape[-1], num_frames, token_px)
+    size = size or bounds.frame_size(frames.shape[-2], frames.shape[-1], num_frames, token_px)
     if size == tuple(frames.shape[-2:]):
         return frames
     resize = resize_pillow if bounds.resize_backend == "pillow" else _resize_bicubic

@@ -16,6 +16,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from evaluation.table import markdown_table
 from timings.tables import filled, markdown
 from zoo.encodings import GTA, CaPE, PRoPE
 from zoo.encodings.alibi import PoseALiBi
@@ -267,11 +268,11 @@ def table(title: str, encodings: Mapping[str, Symmetries] | Mapping[str, ViewSym
     for name, symmetries in encodings.items():
         groups.setdefault(symmetries, []).append(f"`{name}`")
     columns = asdict(next(iter(groups)))
-    lines = [[title, *(HEADINGS[column] for column in columns)], ["---"] * (1 + len(columns))]
-    lines += [
+    head = [title, *(HEADINGS[column] for column in columns)]
+    rows = [
         ["; ".join(names), *("yes" if held else "" for held in asdict(each).values())] for each, names in groups.items()
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table([head, *rows])
 
 
 def columns() -> str:

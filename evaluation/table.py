@@ -189,10 +189,24 @@ def side_by_side(
         for (first, one), (second, other) in combinations(zip(scorers, scores, strict=True), 2)
     ]
     some = count_differing(scores)
-    table = [["question type", *scorers], ["---", *["---:"] * len(scorers)], *rows]
-    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    lines = [markdown_table([["question type", *scorers], *rows], has_numbers=True)]
     lines += ["", MEANING] if any(cell.endswith(f" {BELOW}") for cells in rows for cell in cells) else []
     return "\n".join([title, "", *lines, "", f"answers on which scorers differ: {some} of {len(scores[0])}", *pairs])
+
+
+def markdown_table(rows: Sequence[Sequence[str]], *, has_numbers: bool = False) -> str:
+    """Return a Markdown table without padding, whose head is the first row.
+
+    With `has_numbers` the cells stand on the right, except in the first column.
+    """
+    head, *body = ([markdown_cell(text) for text in row] for row in rows)
+    rule = ["---", *["---:" if has_numbers else "---"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+
+
+def markdown_cell(text: str) -> str:
+    """Return the text of a cell, in which line breaks and bars do not end the cell."""
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def count_differing(scores: Sequence[Mapping[str, float]]) -> int:

@@ -28,7 +28,7 @@ def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     small = TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
     export_model(SpatialVLM(backbone=small), tmp_path / "weights/qwen2.5-vl-3b")
     vggt = {**tiny_config(), "camera_head": {"dim_in": 64}}
-    monkeypatch.setattr("zoo.geometry.vggt.VGGT_1B", vggt)
+    monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", vggt)
     (tmp_path / "weights/vggt-1b").mkdir()
     save_file(hash_weights(vggt), tmp_path / "weights/vggt-1b/model.safetensors")
     (rooms,) = {path.parent.parent for path in rooms_root.glob("*/rooms/test_*.mp4")}

@@ -31,7 +31,7 @@ from datamodules.scenes import Question
 from timings.measure import resident
 from timings.random_weights import draw
 from zoo import VGLLM, LearningRates, LoRA, PretrainedSpatialMLLM, PretrainedVGLLM, SpatialMLLM, SpatialVLM, VideoQATask
-from zoo.backbones.pretrained import EmptyQwenVL, known_config, qwen25_config
+from zoo.backbones.pretrained import EmptyBackbone, known_config, qwen25_config
 from zoo.checkpoints.export import official_tensors, released_config
 from zoo.geometry import VGGT, VGGTEncoder
 from zoo.published import spatial_mllm, vg_llm
@@ -95,7 +95,7 @@ def write_release(released: Released, folder: Path, processor: Path, is_tiny: bo
     parts = released.geometry(config)
     assert parts is not None
     with torch.device("meta"):
-        qwen = EmptyQwenVL(qwen25_config(config), torch.bfloat16, parts.layout)
+        qwen = EmptyBackbone(released.loader, qwen25_config(config), torch.bfloat16, parts.layout)
         encoder = VGGTEncoder(VGGT(dict(parts.aggregator)), parts.layers)
         model = SpatialVLM(qwen, geometry=lambda: encoder, fusion=parts.fusion)
     shapes = {name: tensor.shape for name, tensor in official_tensors(model).items()}

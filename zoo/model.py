@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from zoo.backbones import BackboneLoader, default_loader, released_parts
 from zoo.backbones.base import Preprocessor
 from zoo.backbones.lora import LoRA
+from zoo.backbones.output_gate import OutputGate
 from zoo.cameras.scene_geometry import MergedCamera, SceneGeometry
 from zoo.configuration import Configurable
 from zoo.encodings import CameraEncoding, ViewMixer
@@ -59,7 +60,8 @@ from zoo.sequences.time_index import TimeIndex
 from zoo.weights.load import builds_shapes_only, leave_unread, read_weights, whole
 from zoo.weights.saved_models import load_model, save_model
 
-# parts with small parameters, and how many numbers such a parameter has at most (FEWEST: the weight or bias of a layer)
+# Parts whose small parameters are logged. A small parameter has up to FEW numbers, the weight or bias of a layer up to
+# FEWEST.
 ENCODING_PARTS = ("camera_encoding", "view_mixer", "fusion")
 FEW, FEWEST = 64, 4
 
@@ -99,6 +101,7 @@ class SpatialVLM(Configurable, nn.Module):
             in transformers 4.51, with which the released checkpoints were trained. `max_hw`: max(h, w) after the
             video's start, as in transformers 5.
         lora: Low-rank adapters on the decoder.
+        output_gate: A gate on the output of each attention of the decoder. null keeps the original attention.
         objectives: The training losses. `LanguageModeling` is added if it is not listed.
         average: What a loss is averaged over. `questions`: the questions of an optimizer step, so that the number of
             processes and micro-batches makes no difference. `micro_batch_tokens`: the tokens of each process's
@@ -143,6 +146,7 @@ class SpatialVLM(Configurable, nn.Module):
         time_index: TimeIndex | None = None,
         text_after_vision: TextAfterVision = "max_thw",
         lora: LoRA | None = None,
+        output_gate: OutputGate | None = None,
         objectives: list[Objective] | None = None,
         average: AverageRule = "questions",
         defer_weights: bool = False,
@@ -196,17 +200,26 @@ class SpatialVLM(Configurable, nn.Module):
         # 5. Weights. An untrained fusion makes the whole model untrained.
         self.has_released_fusion = self.fusion is not None and self.loader.load_fusion(self.fusion)
         is_fused = self.fusion is None or self.has_released_fusion
-        has_new_token = any(each.has_token(training=False) for each in named.values())
+        has_new_token = any(each.has_token(training=False) or each.changes_answers for each in named.values())
         self.is_pretrained = self.loader.is_whole and is_fused and not has_new_token
         if lora is not None:
             lora.apply(self.backbone.decoder, self.backbone.lora_targets)
             self.backbone.lm_head.requires_grad_(False)
+        self.output_gate: OutputGate | None = None
+        if output_gate is not None:
+            output_gate.install(self.backbone.decoder)
+            self.output_gate = self._like_backbone(output_gate)
         if is_quantized and not defer_weights and not builds_shapes_only():
             read_weights(self.backbone)
         # 6. Objectives, in float32.
         appended = ExtraTokens.NONE if self.fusion is None else self.fusion.appended
         self.training_tokens = resolve_extra_tokens(named.values(), appended, training=True)
         self.extra_tokens = resolve_extra_tokens(named.values(), appended, training=False)
+        if camera_source == "predicted" and any(each.target_views for each in named.values()):
+            raise InputError(
+                "--model.camera_source predicted: target views need cameras of frames that the geometry encoder does "
+                "not see: take dataset or auto"
+            )
         camera_parts = [part for part in (camera_encoding, self.view_mixer) if part is not None]
         for objective in named.values():
             objective.check_camera_parts(camera_parts)
@@ -330,8 +343,8 @@ class SpatialVLM(Configurable, nn.Module):
             for each, own, need, teacher in zip(encoded, geometry, needs, taught, strict=True)
         ]
         # 4. View mixing and fusion. Objectives may change the 2D tokens before and append a token afterwards.
-        if self.training:
-            for objective in self.active_objectives:
+        for objective in self.active_objectives:
+            if self.training or objective.changes_answers:
                 changed = objective.change_tokens([each.visual for each in encoded], batch.scenes)
                 encoded = [replace(each, visual=visual) for each, visual in zip(encoded, changed, strict=True)]
         every = self.objectives.values()
@@ -426,7 +439,12 @@ class SpatialVLM(Configurable, nn.Module):
             return self.backbone.part_of(rest)
         if name.startswith("view_mixer.encoding."):  # an encoding's learned parameters, as in the decoder
             return "encoding"
-        others = {"geometry": "geometry", "camera_encoding": "encoding", "objectives": "objective"}
+        others = {
+            "geometry": "geometry",
+            "camera_encoding": "encoding",
+            "output_gate": "encoding",
+            "objectives": "objective",
+        }
         return others.get(part, "connector")
 
     def small_parameters(self) -> dict[str, Tensor]:
@@ -492,6 +510,7 @@ class SpatialVLM(Configurable, nn.Module):
         types = dict.fromkeys(kind for each in self.objectives.values() for kind in each.question_types)
         if plan.pseudo_labels and geometry is not None and geometry.requires_cameras:
             required_targets.add("cameras")
+        changes_answers = any(each.changes_answers for each in self.active_objectives)
         # 4. Cached geometry that data workers read.
         reader = None
         if isinstance(geometry, CachedGeometry):
@@ -507,12 +526,13 @@ class SpatialVLM(Configurable, nn.Module):
         return ModelSpec(
             preprocessor=getattr(backbone, "preprocessor", None),  # a model built from tensors has no tokenizer
             frames=self.frame_rules,
-            requires_frames=bool(shown and shown.requires_frames),
+            requires_frames=bool(shown and shown.requires_frames) or changes_answers,
             requires_frame_times=backbone.span_per_step,
             seconds=self.time_index.seconds,
             vision=backbone.vision_rules,
             requires_cameras=(plan.uses_cameras and not plan.predicts_cameras)
-            or bool(encoder and encoder.requires_cameras),
+            or bool(encoder and encoder.requires_cameras)
+            or changes_answers,
             requires_depth=(plan.uses_depth and plan.source != "predicted") or bool(fused and fused.requires_depth),
             reads_depth=bool(shown and shown.reads_depth),
             merged_camera=self.merged_camera,
@@ -522,6 +542,7 @@ class SpatialVLM(Configurable, nn.Module):
             geometry_reader=reader,
             arbitrary_unit=self.geometry_name if has_own_unit else None,
             targets=plan.targets,
+            target_views=next((each.target_views for each in self.active_objectives if each.target_views), None),
             required_targets=tuple(sorted(required_targets)),
             has_posed_labels=plan.source == "predicted" and bool(labels) and "world_to_camera" in told,
             placeholders=backbone.placeholders,
@@ -647,7 +668,7 @@ class SpatialVLM(Configurable, nn.Module):
         """Load a model from a run, an exported folder, a released folder, or a hub id. It is frozen and in eval mode.
 
         Args:
-            path: `runs/<name>`, a folder written by `save_pretrained`, a released Qwen-VL or Spatial-MLLM, or a hub id.
+            path: `runs/<name>`, a folder written by `save_pretrained`, the folder of a released model, or a hub id.
             trust_modules: Modules outside the zoo that its configuration may import, such as `["my_encoding"]`.
             overrides: Constructor arguments that replace the stored ones, such as `camera_source="auto"`.
 

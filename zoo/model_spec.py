@@ -16,6 +16,7 @@ from zoo.geometry.cache import GeometryReader
 from zoo.sequences.layout import ExtraTokens, Placeholders
 from zoo.sequences.loaded_scene import FrameRules, PreparedScene, VisionRules
 from zoo.sequences.position_ids import TextAfterVision
+from zoo.sequences.target_views import TargetViews
 from zoo.sequences.time_index import BackboneIndex, ConstantIndex, Seconds, TimeIndex, TimestampIndex
 
 CameraSource = Literal["dataset", "predicted", "auto"]
@@ -48,6 +49,7 @@ class ModelSpec:
         arbitrary_unit: Name of the geometry encoder if the model reads lengths from it in a unit that differs per
             scene. Such a model can't answer in meters. None if it reads no such lengths.
         targets: What objectives learn to predict. It is loaded for each scene that has it.
+        target_views: Frames beside the shown ones whose content objectives predict. None if no objective does.
         required_targets: Targets that at least one training scene must have. Pseudo-labels are not among them.
         has_posed_labels: Pseudo-labels depend on the dataset's poses, as the model is told them.
         placeholders: Token ids that mark visual tokens.
@@ -82,6 +84,7 @@ class ModelSpec:
     geometry_reader: GeometryReader | None = None
     arbitrary_unit: str | None = None
     targets: tuple[Target, ...] = ()
+    target_views: TargetViews | None = None
     required_targets: tuple[Target, ...] = ()
     has_posed_labels: bool = False
     # sequences

@@ -31,7 +31,7 @@ from zoo.geometry.cache import check_grid, geometry_of_frames
 from zoo.model_spec import CameraPlan
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import EVERY_FRAME, FrameRules, Grid, PreparedScene, TeacherTargets
+from zoo.sequences.loaded_scene import EVERY_FRAME, FrameRules, Grid, PreparedScene, TeacherTargets, read_by_vision
 from zoo.sequences.position_ids import check_all_have_cameras, valid_index
 from zoo.values import check_count, check_shape
 
@@ -53,6 +53,8 @@ class EncodedScene:
         target_depth: Target of objectives, the depth under each 2D token, 0 where unknown. Same source as
             `target_cameras`.
         is_target_in_camera_unit: Whether `target_depth` has the unit of `cameras`.
+        target_tokens: 2D tokens of the scene's target views, and of its own views before fusion, without a gradient.
+            None if no objective learns them.
         teacher_targets: The teacher's outputs for this scene in training. None without a teacher.
         end_token: Token appended after the last view. None without one.
         layer_tokens: The 3D token of each 2D token for the fusion's interactions, see `Fusion.layer_tokens`. None
@@ -69,6 +71,7 @@ class EncodedScene:
     target_cameras: PatchCameras | None = None
     target_depth: Float[Tensor, "t n"] | None = None
     is_target_in_camera_unit: bool = True
+    target_tokens: tuple[Float[Tensor, "v n D"], Float[Tensor, "t n D"]] | None = None
     teacher_targets: TeacherTargets | None = None
     end_token: Float[Tensor, " D"] | None = None
     layer_tokens: Float[Tensor, "t n D"] | None = None
@@ -96,21 +99,26 @@ class EncodedScene:
 def encode_vision(backbone: Backbone, batch: Batch) -> list[EncodedScene]:
     """Compute the 2D tokens of all scenes by one call of the vision encoder, and compress them, see `Fusion`.
 
-    One call per batch keeps sharded processes in step.
+    One call per batch keeps sharded processes in step. It includes the target views, see `read_by_vision`.
     """
     if batch.vision is None:
         return []
-    pixels = [scene.pixel_values for scene in batch.scenes if scene.pixel_values is not None]
+    scenes, side = read_by_vision(batch.scenes), SPATIAL_MERGE_SIZE
+    pixels = [scene.pixel_values for scene in scenes if scene.pixel_values is not None]
     joined = backbone.encode_vision(pixels[0] if len(pixels) == 1 else torch.cat(pixels), batch.vision)
-    side = SPATIAL_MERGE_SIZE
-    grids = [
-        (steps, height // side, width // side) for steps, height, width in (each.grid_thw for each in batch.scenes)
-    ]
+    grids = [(steps, height // side, width // side) for steps, height, width in (each.grid_thw for each in scenes)]
     counts = [steps * rows * columns for steps, rows, columns in grids]
     of_scenes = zip(joined.tokens.split(counts), joined.deepstack.split(counts, 1), strict=True)
+    visual = [
+        VisualTokens(*(compressed(each, grid, scene.token_grid) for each in own))
+        for scene, grid, own in zip(scenes, grids, of_scenes, strict=True)
+    ]
+    count = len(batch.scenes)
+    targets = {id(scene): own.tokens.detach() for scene, own in zip(scenes[count:], visual[count:], strict=True)}
+    learned = [None if each.target_views is None else targets.get(id(each.target_views)) for each in batch.scenes]
     return [
-        EncodedScene(scene, VisualTokens(*(compressed(each, grid, scene.token_grid) for each in own)))
-        for scene, grid, own in zip(batch.scenes, grids, of_scenes, strict=True)
+        EncodedScene(scene, own, target_tokens=None if views is None else (views, own.tokens.detach()))
+        for scene, own, views in zip(batch.scenes, visual[:count], learned, strict=True)
     ]
 
 
@@ -380,7 +388,7 @@ def fuse_scenes(
 ) -> list[EncodedScene]:
     """Mix the views of each scene, and fuse its 2D and 3D tokens.
 
-    Scenes with the same grid are fused as one long scene, because a fusion treats temporal patches independently.
+    Scenes with the same grid are fused as one long scene, because most fusions treat temporal patches independently.
     Without a fusion the 2D tokens are kept, and without a view mixer they are not mixed.
     """
     fused = list(encoded)
@@ -389,7 +397,9 @@ def fuse_scenes(
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, each in enumerate(encoded):
         patches = None if (own := geometry[i]) is None else own.patches
-        groups.setdefault((*each.scene.grid_thw, *(() if patches is None else patches.shape[1:3])), []).append(i)
+        alone = i if fusion is not None and fusion.mixes_views else 0
+        key = (*each.scene.grid_thw, alone, *(() if patches is None else patches.shape[1:3]))
+        groups.setdefault(key, []).append(i)
     for (steps, height, width, *_), members in groups.items():
         tokens = torch.cat([encoded[i].visual.tokens.flatten(0, 1) for i in members])
         scenes = [encoded[i] for i in members]

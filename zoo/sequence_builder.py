@@ -22,7 +22,7 @@ from zoo.errors import InputError
 from zoo.model_spec import ModelSpec
 from zoo.sequences.batch import Prompt, Sequences
 from zoo.sequences.layout import ExtraTokens, MediaKind, SequenceLayout, is_contiguous
-from zoo.sequences.loaded_scene import PreparedScene, VisionInputs
+from zoo.sequences.loaded_scene import PreparedScene, VisionInputs, read_by_vision
 from zoo.sequences.packing import IGNORED, PREFIX, QuestionPlaces, Row, ScenePacking, pack_questions, shared_length
 from zoo.sequences.position_ids import DeferredPositions, check_all_have_cameras, layout_position_ids, valid_index
 from zoo.sequences.time_index import ConstantIndex, PoseTimeIndex, TimeIndex
@@ -130,8 +130,8 @@ class SequenceBuilder:
         return merged._replace(is_complete=bool(merged.has_camera.all()))
 
     def vision(self, scenes: Sequence[PreparedScene]) -> VisionInputs | None:
-        """Return the vision encoder's inputs for all scenes together. Returns None without scenes."""
-        grids = [grid for scene in scenes for grid in scene.vision_grids]
+        """Return the vision encoder's inputs for all scenes together, see `read_by_vision`. None without scenes."""
+        grids = [grid for scene in read_by_vision(scenes) for grid in scene.vision_grids]
         return self.spec.vision.inputs(grids) if grids and self.spec.vision is not None else None
 
     # ---- sequences --------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from commands.studies.results import UNLEARNED, Result, Results, unpack_response
 from commands.studies.study_file import OWN, Comparison, Study, as_words
 from datamodules.sources.base import ORACLE
 from evaluation.baselines import BELOW, MEANING, NAMES, blind_only, is_below
+from evaluation.table import markdown_cell
 from zoo.files.atomic_io import write_whole
 from zoo.files.ownership import refuse_existing
 
@@ -450,10 +451,5 @@ def _difference_texts(found: Difference) -> list[str]:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    texts = table.map(_cell_text).set_axis(table.columns.map(_cell_text), axis=1)
+    texts = table.map(markdown_cell).set_axis(table.columns.map(markdown_cell), axis=1)
     return texts.to_markdown(index=False, disable_numparse=True)
-
-
-def _cell_text(text: str) -> str:
-    """Return the text of a cell, in which a name's line breaks and bars do not end the cell."""
-    return " ".join(text.split()).replace("|", r"\|")

@@ -13,7 +13,7 @@ import json
 import random
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -377,9 +377,10 @@ class OffsetNeighbor(FramePairing):
 
     Args:
         side: Side of the neighbor. "random" draws it for each view and epoch.
-        step: Distance of the neighbor.
+        step: Distance of the neighbor. With `random_step` the largest one.
         of: Unit of `step`: the sampler's "candidates" (all frames if it has none), or frames of the "video".
-        seed: Seed of random sides, together with the epoch and the video's name. null uses the run's seed.
+        seed: Seed of random draws, together with the epoch and the video's name. null uses the run's seed.
+        random_step: Draw each neighbor's distance from 1 to `step`, for each view and epoch.
     """
 
     def __init__(
@@ -388,15 +389,17 @@ class OffsetNeighbor(FramePairing):
         step: int = 1,
         of: Literal["candidates", "video"] = "candidates",
         seed: int | None = None,
+        random_step: bool = False,
     ) -> None:
         if step < 1:
             raise InputError(f"--data.frame_pairing.step {step}: at least 1")
         self.side, self.step, self.of, self.seed = side, step, of, resolve_seed(seed)
+        self.random_step = random_step
 
     @property
     def varies_by_epoch(self) -> bool:
         """See `FramePairing`."""
-        return self.side == "random"
+        return self.side == "random" or self.random_step
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
         """Return each view and its neighbor, sorted."""
@@ -405,13 +408,20 @@ class OffsetNeighbor(FramePairing):
         if strange := set(views) - place.keys():
             chosen = f"{scene.scene_name}: frame {min(strange)} was chosen but is not a candidate"
             raise ValueError(f"{chosen}, so it has no neighbor among them: take --data.frame_pairing.of video")
-        draw = random.Random(f"{self.seed}/{scene.epoch}/{scene.video.path.name}")
+        return self.drawn(views, frames, place, random.Random(f"{self.seed}/{scene.epoch}/{scene.video.path.name}"))
+
+    def drawn(
+        self, views: Sequence[int], frames: Sequence[int], place: Mapping[int, int], draw: random.Random
+    ) -> list[int]:
+        """Return each view and its neighbor among `frames`, sorted. `place` has the place of each frame among them."""
         pairs: list[int] = []
         for i, view in enumerate(views):
-            side = draw.choice(("before", "after")) if self.side == "random" else self.side
             if i == 0 or i == len(views) - 1:
                 side = "after" if i == 0 else "before"
-            at = place[view] + (self.step if side == "after" else -self.step)
+            else:
+                side = draw.choice(("before", "after")) if self.side == "random" else self.side
+            step = draw.randint(1, self.step) if self.random_step else self.step
+            at = place[view] + (step if side == "after" else -step)
             neighbor = frames[at] if 0 <= at < len(frames) else view
             reaches_previous = side == "before" and i > 0 and neighbor <= views[i - 1]
             reaches_next = side == "after" and i < len(views) - 1 and neighbor >= views[i + 1]

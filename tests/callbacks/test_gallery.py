@@ -160,6 +160,6 @@ def test_wandb_gets_the_pictures_and_answers(rooms: SceneDataset, tmp_path: Path
     (text,) = events.Tensors("answers/text_summary")
     assert text.tensor_proto.string_val[0].decode().splitlines() == [
         "| question | prediction |",
-        "|---|---|",
+        "| --- | --- |",
         "| how many \\| where? | 3 |",
     ]

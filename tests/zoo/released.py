@@ -17,7 +17,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.golden.weights import init_
 from zoo import SpatialVLM, TinyVGGT
-from zoo.backbones.official_names import backbone_names
+from zoo.backbones.pretrained import PretrainedQwen25VL
 from zoo.backbones.qwen25_vl import tiny_processor
 from zoo.checkpoints import PretrainedSpatialMLLM, load_qwen25_vl, load_spatial_mllm
 from zoo.checkpoints.export import names_of
@@ -48,7 +48,9 @@ def _official_shapes(about: str, spatial: bool) -> dict[str, list[int]]:
     config = json.loads(about)
     with torch.device("meta"):
         qwen = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config["qwen"]))
-        shapes = {backbone_names().official(name): list(p.shape) for name, p in qwen.named_parameters()}
+        shapes = {
+            PretrainedQwen25VL.backbone_names().official(name): list(p.shape) for name, p in qwen.named_parameters()
+        }
         if spatial:
             vggt = VGGT(config["spatial_config"] | config["vggt_aggregator"])
             width = 2 * vggt.aggregator.embed_dim

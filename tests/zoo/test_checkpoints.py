@@ -25,7 +25,6 @@ from zoo import (
     SpatialMLLM,
     SpatialVLM,
 )
-from zoo.backbones.official_names import backbone_names
 from zoo.backbones.pretrained import qwen25_config
 from zoo.checkpoints import (
     load_qwen3_5,
@@ -205,7 +204,7 @@ def test_forward_at_the_size_of_the_released_weights(name: str) -> None:
 def test_names_of_transformers_5_and_a_tied_head_that_is_there(case: str) -> None:
     meta, t = load_case(case)
     model, official = build(meta)
-    newer = {backbone_names().current(name)[0]: tensor for name, tensor in official.items()}
+    newer = {PretrainedQwen25VL.backbone_names().current(name)[0]: tensor for name, tensor in official.items()}
     assert newer.keys() != official.keys()
     shared_frequency = "lm_head.weight" not in official
     if shared_frequency:

@@ -16,6 +16,7 @@ from tests.zoo.released import load_case
 from tests.zoo.showing import SAMPLES, batch, logits
 from zoo import (
     VGLLM,
+    AddFusion,
     CameraTokenFusion,
     ConcatSplitFusion,
     ConcatSplitMLLM,
@@ -47,11 +48,21 @@ def on_the_token(width: int, channels: int) -> ConcatSplitFusion:
     return ConcatSplitFusion(width, channels, axis="token")
 
 
+class MeanFusion(AddFusion):
+    """Adds the mean 3D token of a scene to all of its 2D tokens."""
+
+    mixes_views = True
+
+    def embed_3d(self, merged: Tensor) -> Tensor:
+        return super().embed_3d(merged.mean((0, 1), keepdim=True).expand_as(merged))
+
+
 MODELS: dict[str, Callable[[], SpatialVLM]] = {
     "official": lambda: build_case(load_case("one_video")[0])[0],
     "concat on the channel": lambda: tiny(ConcatSplitMLLM),
     "concat on the token": lambda: tiny(ConcatSplitMLLM, fusion=on_the_token),
     "camera token": lambda: tiny(SpatialMLLM, fusion=CameraTokenFusion),
+    "mean of the views": lambda: tiny(SpatialMLLM, fusion=MeanFusion),
     "deep": lambda: tiny(SpatialMLLM, fusion=partial(DeepFusion, decoder_layers=[0])),
     "patch merger": lambda: tiny(VGLLM, fusion=partial(PatchMergerFusion, hidden=16)),
     "stack": lambda: tiny(SpatialStack, fusion=partial(StackFusion, decoder_layers=[0, 0], hidden=16)),

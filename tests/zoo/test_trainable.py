@@ -31,7 +31,7 @@ from zoo import (
     TinyVGGT,
 )
 from zoo.backbones.lora import LoRA
-from zoo.backbones.official_names import backbone_names
+from zoo.backbones.pretrained import PretrainedQwen25VL
 from zoo.encodings import PRoPE, ViewAttention
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
@@ -172,7 +172,7 @@ def ours(name: str) -> str:
     return (
         name.replace("connector.", "fusion.", 1)
         if name.startswith("connector.")
-        else f"backbone.vlm.{backbone_names().current(name)[0]}"
+        else f"backbone.vlm.{PretrainedQwen25VL.backbone_names().current(name)[0]}"
     )
 
 

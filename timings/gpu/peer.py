@@ -12,7 +12,7 @@ from torch import Tensor
 from timings.example_batch import example_questions
 from timings.gpu.models import CHECKPOINTING, COMMANDS, TITLES, Bench, Row, Tables, autocast, measured, release
 from timings.training import RATE, stock_rows, trainer_step
-from zoo.backbones.pretrained import empty_qwen
+from zoo.backbones.pretrained import empty_model
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
@@ -34,13 +34,14 @@ def peer(bench: Bench, family: str) -> Tables:
     for questions in (1, 4) if bench.is_tiny else (1, 8, 18):
         task, sizes = command.task().train(), command.sizes(questions)
         vlm = task.model.backbone.vlm
-        config, state = vlm.config, {name: tensor.cpu().clone() for name, tensor in vlm.state_dict().items()}
+        kind, config = type(vlm), vlm.config
+        state = {name: tensor.cpu().clone() for name, tensor in vlm.state_dict().items()}
         asked = command.inputs(task, sizes)
         examples = one_per_row(bench, task, sizes, asked)
         rows.append(row(bench, "the zoo", questions, zoo_step(bench, task, asked)))
         del task, vlm, asked
         release()  # there is no memory for both
-        stock = empty_qwen(config, torch.float32)
+        stock = empty_model(kind, config, torch.float32)
         stock.load_state_dict(state, assign=True)
         stock.tie_weights()
         settings = {"bf16": True, "activation_checkpointing": True}

@@ -23,11 +23,11 @@ from transformers.modeling_flash_attention_utils import lazy_import_flash_attent
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
-from zoo.backbones.decoder import GROUPED_SDPA, MASKED, DeepFeatures
-from zoo.backbones.official_names import Layout
+from zoo.backbones.decoder import GROUPED_SDPA, MASKED, DeepFeatures, check_head_channels, replace_classes
 from zoo.cameras import Cameras
 from zoo.configuration import Configurable
 from zoo.encodings.base import CameraEncoding, DecoderLayout, EncodedCameras, HeadLayout
+from zoo.encodings.placements import ExtraChannels
 from zoo.errors import InputError, did_you_mean
 from zoo.geometry.base import GeometryEncoder
 from zoo.sequences.batch import Sequences
@@ -35,6 +35,7 @@ from zoo.sequences.layout import ExtraTokens, Placeholders
 from zoo.sequences.loaded_scene import VisionInputs, VisionRules
 from zoo.sequences.packing import block_mask, prefix_causal_mask
 from zoo.sequences.time_index import TimeIndex, TimestampIndex
+from zoo.weights.load import Layout
 
 Message = dict[str, Any]  # a turn of a chat, in the format of transformers' chat templates
 
@@ -58,7 +59,10 @@ class Preprocessor(ABC):
     def cut_patches(
         self, frames: UInt8[Tensor, "T 3 H W"]
     ) -> tuple[UInt8[Tensor, "patches channels"], Int[Tensor, " 3"]]:
-        """Return the patches of resized frames as bytes, and their (t, h, w) before merging."""
+        """Return the patches of frames as bytes, and their (t, h, w) before merging.
+
+        The frames are already resized, except images of a backbone whose `image_pixels` is None.
+        """
 
     @abstractmethod
     def normalize(self, patches: UInt8[Tensor, "patches channels"]) -> Float[Tensor, "patches channels"]:
@@ -334,13 +338,15 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         vlm: The original model.
+        hooked_classes: For each original class of the decoder, the class with hooks that replaces it.
         preprocessor: Its processor and tokenizer.
         placeholders: Token ids of visual tokens.
         stop_tokens: Token ids that end an answer.
         lora_targets: Names of the linear layers of the decoder that LoRA adapts.
         spatial_merge_size: Patches per side in one visual token.
         patch_size: Side of a patch in pixels.
-        image_pixels: Minimum and maximum number of pixels of an image, as its processor resizes them.
+        image_pixels: Minimum and maximum number of pixels of an image, as its processor resizes them. None if
+            `Preprocessor.cut_patches` resizes images itself.
         span_per_step: Whether each temporal patch of a video is a separate run of placeholders, preceded by its time as
             text.
         is_hybrid: Whether some decoder layers keep a recurrent state, which masks can't separate.
@@ -350,13 +356,14 @@ class Backbone(nn.Module, ABC):
     """
 
     vlm: Any
+    hooked_classes: ClassVar[Mapping[type, type]]
     preprocessor: Preprocessor
     placeholders: Placeholders
     stop_tokens: list[int]
     lora_targets: tuple[str, ...]
     spatial_merge_size: int
     patch_size: int
-    image_pixels: tuple[int, int]
+    image_pixels: tuple[int, int] | None
     span_per_step: bool = False
     is_hybrid: bool = False
     tokens_per_second: int | float
@@ -376,9 +383,23 @@ class Backbone(nn.Module, ABC):
         return self.vlm.get_output_embeddings()
 
     @property
-    @abstractmethod
     def decoder_layout(self) -> DecoderLayout:
         """The shape of the decoder's attention."""
+        text, rotary = self.vlm.config.text_config, self.decoder.rotary_emb
+        frequencies: tuple[Tensor, ...] = (rotary.inv_freq, rotary.original_inv_freq)
+        if rotary.inv_freq.is_meta:  # frequencies are not weights, so they exist in a model without weights too
+            with torch.device("cpu"):
+                frequencies = (type(rotary)(rotary.config).inv_freq,)
+        return DecoderLayout(
+            hidden_size=text.hidden_size,
+            num_layers=text.num_hidden_layers,
+            num_heads=text.num_attention_heads,
+            num_key_value_heads=text.num_key_value_heads,
+            head=self.head_layout,
+            rope_frequencies=frequencies,
+            device=self.device,
+            norm_eps=text.rms_norm_eps,
+        )
 
     @property
     @abstractmethod
@@ -411,9 +432,20 @@ class Backbone(nn.Module, ABC):
         """Return the time component of the original model's position ids."""
         return TimestampIndex()
 
-    @abstractmethod
     def install_encoding(self, encoding: CameraEncoding | None) -> None:
         """Install the camera hooks in the decoder's attention, and bind the encoding to it."""
+        replace_classes(self.decoder, self.hooked_classes)
+        parts = () if encoding is None else encoding.modules()
+        appended = max((each.channels for each in parts if isinstance(each, ExtraChannels)), default=0)
+        check_head_channels(self.attn_implementation, self.head_layout.dim + appended)
+        if encoding is not None:
+            if encoding.attends_per_view and self.attn_implementation not in MASKED:
+                raise InputError(
+                    f"{type(encoding).__name__} attends view by view, with masks that {self.attn_implementation} does "
+                    "not take: set --model.backbone.attn_implementation sdpa, eager or flex_attention"
+                )
+            layout = self.decoder_layout
+            encoding.bind_to_decoder(layout, layout.layers)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the activations of decoder and vision encoder in the backward pass."""

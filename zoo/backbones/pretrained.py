@@ -1,4 +1,7 @@
-"""Loaders of released folders of Qwen-VL models. Models that were made of them are in `zoo.published`."""
+"""Loaders of released folders: what all families share, and the Qwen-VL families.
+
+Models that were made of them, and other families, are in `zoo.published`.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -28,15 +33,16 @@ from transformers import (
 from transformers.modeling_utils import local_torch_dtype
 
 from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType, find_loader, loaders
-from zoo.backbones.official_names import EMBEDDINGS, LM_HEAD, NOT_LOADED, QWEN3, QWEN25, QWEN35, Layout, backbone_names
 from zoo.backbones.qwen3_5 import Qwen35Backbone
 from zoo.backbones.qwen3_vl import Qwen3VLBackbone
 from zoo.backbones.qwen25_vl import Qwen25VLBackbone
-from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.encodings.base import DecoderLayout
 from zoo.errors import InputError
 from zoo.weights.load import (
     CONFIG,
+    SAME_NAMES,
+    Layout,
+    NameTable,
     ReleasedWeights,
     Tensors,
     builds_shapes_only,
@@ -45,9 +51,16 @@ from zoo.weights.load import (
     find_tensors,
     load_weights,
     read_config,
+    replace_prefix,
 )
 
+# in a `SpatialVLM`: prefixes of the names of tensors
+VLM, GEOMETRY, VGGT_MODEL, FUSION = "backbone.vlm.", "geometry.", "geometry.vggt.", "fusion."
+# in transformers' models: a tied lm_head equals the embeddings
+LM_HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
+QWEN25, QWEN3, QWEN35 = "qwen2_5_vl", "qwen3_vl", "qwen3_5"  # families, by the model_type of their config.json
 HEADINGS = {"model_type", "architectures", "auto_map"}  # keys that name the class of a model
+NEWER = {"layer_types", "rope_parameters", "text_config"}  # settings of transformers 5
 MOE = {"qwen3_vl_moe": "Qwen3-VL-MoE", "qwen3_5_moe": "Qwen3.5-MoE"}
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -109,6 +122,12 @@ def _check_sections(text: Any, source: str) -> None:
         )
 
 
+def _own(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without generic ones of every model and without those of transformers 5."""
+    generic = NEWER | PreTrainedConfig().to_dict().keys()
+    return {name: value for name, value in settings.items() if name not in generic}
+
+
 def known_config(path: str) -> dict[str, Any] | None:
     """Return the sizes in a released model's config.json, by the last part of its hub id or folder, or None."""
     name = Path(path).name
@@ -116,54 +135,25 @@ def known_config(path: str) -> dict[str, Any] | None:
     if name in known:
         return known[name]
     found = next((loader.known_configs[name] for loader in loaders() if name in loader.known_configs), None)
-    return None if found is None else {**known[found[0]], **found[1]}
+    return None if found is None else {**(known[found[0]] if found[0] else {}), **found[1]}
 
 
 # ---- Models of transformers without weights --------------------------------------------------------------------------
 
 
-class Family(NamedTuple):
-    """A family of released models: its title, transformers' classes, and its backbone class."""
-
-    title: str
-    stock: Any
-    processor: Any
-    backbone: type[QwenVLBackbone]
-
-
-FAMILIES = {
-    QWEN25: Family("Qwen2.5-VL", Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen25VLBackbone),
-    QWEN3: Family("Qwen3-VL", Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLBackbone),
-    QWEN35: Family("Qwen3.5", Qwen3_5ForConditionalGeneration, Qwen3VLProcessor, Qwen35Backbone),
-}
-
-
-class EmptyQwenVL(BackboneLoader):
-    """A Qwen-VL without weights and processor. The weights are filled in afterwards.
+def empty_model(stock: Any, config: Any, dtype: torch.dtype) -> Any:
+    """Return a model of transformers, in training mode, with parameters on the meta device.
 
     Args:
-        config: Transformers' config of the model.
+        stock: Transformers' class.
+        config: Its config, with a `text_config` and a `vision_config`.
         dtype: Dtype of the weights.
-        layout: See `BackboneLoader`.
     """
-
-    is_pretrained = True
-
-    def __init__(self, config: Any, dtype: torch.dtype, layout: Layout | None = None) -> None:
-        super().__init__()
-        self.config, self.dtype, self.layout = config, dtype, layout or {}
-
-    def load(self) -> QwenVLBackbone:
-        return FAMILIES[self.config.model_type].backbone(empty_qwen(self.config, self.dtype), None)
-
-
-def empty_qwen(config: Any, dtype: torch.dtype) -> Any:
-    """Return transformers' model for a config, in training mode, with parameters on the meta device."""
     for part in (config, config.text_config, config.vision_config):
         part.dtype = dtype  # transformers prefers the dtype in a released config to the default
     # .to(dtype) afterwards would also round RoPE's frequencies
     with local_torch_dtype(dtype), torch.device("meta"):
-        model = FAMILIES[config.model_type].stock(config)
+        model = stock(config)
     model.tie_weights()
     if not builds_shapes_only():
         compute_buffers(model, torch.get_default_device())
@@ -171,38 +161,21 @@ def empty_qwen(config: Any, dtype: torch.dtype) -> Any:
 
 
 def compute_buffers(model: Any, device: torch.device) -> None:
-    """Compute the buffers that are not in the files: RoPE's frequencies."""
-    for part in model.modules():
+    """Compute the buffers that are not in the files, such as RoPE's frequencies."""
+    # the innermost model of transformers knows its parts, as in `from_pretrained`
+    owners: dict[Any, Any] = {}
+    for each in model.modules():
+        if isinstance(each, PreTrainedModel):
+            owners |= dict.fromkeys(each.modules(), each)
+    for part, owner in owners.items():
         for name in part._non_persistent_buffers_set:
             part._buffers[name] = torch.empty_like(part._buffers[name], device=device)
         if part._non_persistent_buffers_set:
-            model._init_weights(part)  # as transformers' `from_pretrained` does
+            owner._init_weights(part)
 
 
-def qwen_weights(config: Any, tensors: Tensors, skip: tuple[str, ...] = ()) -> ReleasedWeights:
-    """Return the weights for a Qwen-VL of transformers. Those that no class loads are rejected.
-
-    Args:
-        config: Config of the model. If it ties the lm_head, the lm_head's tensor is not read, as in the official code.
-            A warning is given if it differs from the embeddings.
-        tensors: Tensors by official names.
-        skip: Prefixes of names to ignore.
-    """
-    family, is_tied = config.model_type, config.tie_word_embeddings
-
-    def check() -> None:
-        refuse_unsupported(tensors)
-        if is_tied and LM_HEAD in tensors:
-            _check_tied(tensors, family)
-
-    unread = (*skip, *NOT_LOADED, *((LM_HEAD,) if is_tied else ()))
-    title, names = FAMILIES[family].title, backbone_names(family)
-    return ReleasedWeights(tensors, title, names, lambda name: name.startswith(unread), check)
-
-
-def _check_tied(tensors: Tensors, family: str) -> None:
+def _check_tied(tensors: Tensors, names: NameTable) -> None:
     """Raise InputError for an lm_head that can't be tied, and warn if it differs from the embeddings."""
-    names = backbone_names(family)
     own = (name for name in tensors if names.current(name) == (EMBEDDINGS,))
     if (embeddings := next(own, None)) is None:
         return  # the error about missing tensors will name it
@@ -225,16 +198,29 @@ def refuse_unsupported(tensors: Tensors) -> None:
             raise InputError(f"these are weights of {what}")
 
 
-# ---- Qwen-VL ---------------------------------------------------------------------------------------------------------
+# ---- A family of released models -------------------------------------------------------------------------------------
 
 
-class PretrainedQwenVL(BackboneLoader):
-    """Released weights of a model family.
+class PretrainedBackbone(BackboneLoader):
+    """Released weights of a model family: how its folders are read and written.
+
+    Each family has one subclass, and published models of that family derive from it. A subclass for a new family stands
+    beside its backbone or in the file of its published model.
 
     Attributes:
         title: Name of the model, for errors.
         family: The model_type of its config.json.
+        backbone_title: Name of the family, for errors.
+        stock: Transformers' class of the model.
+        processor_class: Transformers' class of its processor.
+        backbone_class: The `Backbone` around it.
+        architecture: The class that an exported config.json names.
+        renamed: Prefixes of released tensor names, and of the same tensors in transformers' model. Files may use
+            either.
+        not_loaded: Prefixes of tensors in the folder that no part reads. An export copies them.
         skip: Prefixes of tensors in the folder that belong to other parts.
+        encoder_prefix: Prefix of the geometry encoder's tensors in a `SpatialVLM`.
+        encoder_names: Names of these tensors in a folder and here, both without prefixes.
         second_names: Prefixes of official names that a file may have twice, with the first ones.
         unread: Starts of the names of a fusion's tensors that the published code never reads.
     """
@@ -242,8 +228,17 @@ class PretrainedQwenVL(BackboneLoader):
     is_pretrained = True
     title: ClassVar[str]
     family: ClassVar[str]
+    backbone_title: ClassVar[str]
     released: ClassVar[str]
+    stock: ClassVar[Any]
+    processor_class: ClassVar[Any]
+    backbone_class: ClassVar[Any]
+    architecture: ClassVar[str]
+    renamed: ClassVar[Layout] = {}
+    not_loaded: ClassVar[tuple[str, ...]] = ()
     skip: tuple[str, ...] = ()
+    encoder_prefix: ClassVar[str] = GEOMETRY
+    encoder_names: ClassVar[NameTable] = SAME_NAMES
     second_names: ClassVar[Layout] = {}
     unread: ClassVar[tuple[str, ...]] = ()
 
@@ -271,10 +266,26 @@ class PretrainedQwenVL(BackboneLoader):
     def settings(self) -> dict[str, Any]:
         return self.known or read_config(self.folder)
 
-    @property
+    @classmethod
     @abstractmethod
-    def vlm_config(self) -> Any:
-        """Transformers' config of the model, from `settings`."""
+    def read_config(cls, settings: Mapping[str, Any], source: str = "the config") -> Any:
+        """Return transformers' config of the backbone.
+
+        Args:
+            settings: A config.json.
+            source: Where it was read from, for errors.
+        """
+
+    @classmethod
+    @abstractmethod
+    def written_config(cls, config: Any) -> dict[str, Any]:
+        """Return the backbone's config.json, in the format in which the family was released."""
+
+    @classmethod
+    def backbone_names(cls) -> NameTable:
+        """Return a table between released tensor names and those of transformers' model."""
+        released = {new: old for old, new in cls.renamed.items()}
+        return NameTable(lambda name: (replace_prefix(name, cls.renamed),), lambda name: replace_prefix(name, released))
 
     @cached_property
     def tensors(self) -> Tensors:
@@ -311,7 +322,7 @@ class PretrainedQwenVL(BackboneLoader):
         Returns:
             Empty without other parts, None if this release has no such fusion.
         """
-        is_plain = model.fusion is None and model.backbone.vlm.config.model_type == cls.family
+        is_plain = model.fusion is None and isinstance(model.backbone, cls.backbone_class)
         return {} if is_plain else None
 
     @classmethod
@@ -341,7 +352,27 @@ class PretrainedQwenVL(BackboneLoader):
         """Return a tensor in its official shape, by its official name."""
         return tensor
 
-    def load(self) -> QwenVLBackbone:
+    @classmethod
+    def weights(cls, config: Any, tensors: Tensors, skip: tuple[str, ...] = ()) -> ReleasedWeights:
+        """Return the weights for transformers' model. Those that no class loads are rejected.
+
+        Args:
+            config: Config of the model. If it ties the lm_head, the lm_head's tensor is not read, as in the official
+                code. A warning is given if it differs from the embeddings.
+            tensors: Tensors by official names.
+            skip: Prefixes of names to ignore.
+        """
+        names = cls.backbone_names()
+
+        def check() -> None:
+            refuse_unsupported(tensors)
+            if config.tie_word_embeddings and LM_HEAD in tensors:
+                _check_tied(tensors, names)
+
+        unread = (*skip, *cls.not_loaded, *((LM_HEAD,) if config.tie_word_embeddings else ()))
+        return ReleasedWeights(tensors, cls.backbone_title, names, lambda name: name.startswith(unread), check)
+
+    def load(self) -> Any:
         """See `BackboneLoader`.
 
         Raises:
@@ -350,15 +381,13 @@ class PretrainedQwenVL(BackboneLoader):
         """
         self._refuse_others()
         with config_errors(self.folder):
-            config = self.vlm_config
+            config = self.read_config(self.settings, str(self.folder / CONFIG))
             config._attn_implementation = self.model_attention
-            model = empty_qwen(config, self.dtype)
+            model = empty_model(self.stock, config, self.dtype)
         model.config.name_or_path = str(self.folder)
-        own, processor = FAMILIES[self.family], None
-        if not self.lacks_folder:
-            processor = read_processor(self.folder, own.processor)
-        backbone = own.backbone(model, processor, self.attn_implementation, self.stop_tokens)
-        load_weights(model, qwen_weights(model.config, self.tensors, self.skip))
+        processor = None if self.lacks_folder else read_processor(self.folder, self.processor_class)
+        backbone = self.backbone_class(model, processor, self.attn_implementation, self.stop_tokens)
+        load_weights(model, self.weights(model.config, self.tensors, self.skip))
         return backbone
 
     def _refuse_others(self) -> None:
@@ -372,11 +401,37 @@ class PretrainedQwenVL(BackboneLoader):
         if found is not None and not issubclass(type(self), found):
             raise InputError(f"{self.path} is a {found.title}: take --model.backbone {found.__name__} for it")
         if "quantization_config" in self.settings:
-            own = FAMILIES[self.family].title
-            raise InputError(f"{self.path} is quantized: take the {own} in bfloat16 of which it was made")
+            raise InputError(
+                f"{self.path} is quantized: take the {self.backbone_title} in bfloat16 of which it was made"
+            )
 
 
-class PretrainedQwen25VL(PretrainedQwenVL):
+class EmptyBackbone(BackboneLoader):
+    """A model without weights and processor. The weights are filled in afterwards.
+
+    Args:
+        kind: Class of the released model, which names transformers' class and the backbone.
+        config: Transformers' config of the model.
+        dtype: Dtype of the weights.
+        layout: See `BackboneLoader`.
+    """
+
+    is_pretrained = True
+
+    def __init__(
+        self, kind: type[PretrainedBackbone], config: Any, dtype: torch.dtype, layout: Layout | None = None
+    ) -> None:
+        super().__init__()
+        self.kind, self.config, self.dtype, self.layout = kind, config, dtype, layout or {}
+
+    def load(self) -> Any:
+        return self.kind.backbone_class(empty_model(self.kind.stock, self.config, self.dtype), None)
+
+
+# ---- Qwen-VL ---------------------------------------------------------------------------------------------------------
+
+
+class PretrainedQwen25VL(PretrainedBackbone):
     """Released weights of Qwen2.5-VL.
 
     Args:
@@ -385,19 +440,40 @@ class PretrainedQwen25VL(PretrainedQwenVL):
         dtype: Dtype of the weights.
     """
 
-    title, family, released = FAMILIES[QWEN25].title, QWEN25, "Qwen/Qwen2.5-VL-3B-Instruct"
+    title = backbone_title = "Qwen2.5-VL"
+    family, released = QWEN25, "Qwen/Qwen2.5-VL-3B-Instruct"
+    stock, processor_class, backbone_class = Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen25VLBackbone
+    architecture = stock.__name__
+    renamed = {
+        "visual.": "model.visual.",
+        "model.embed_tokens.": "model.language_model.embed_tokens.",
+        "model.layers.": "model.language_model.layers.",
+        "model.norm.": "model.language_model.norm.",
+    }
 
     def __init__(
         self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
     ):
         super().__init__(path, attn_implementation, dtype)
 
-    @property
-    def vlm_config(self) -> Any:
-        return qwen25_config(self.settings)
+    @classmethod
+    def read_config(cls, settings: Mapping[str, Any], source: str = "the config") -> Any:
+        return qwen25_config(settings)
+
+    @classmethod
+    def written_config(cls, config: Any) -> dict[str, Any]:
+        """Return the decoder's settings at the top level, with the old names of RoPE's settings."""
+        nested = config.to_dict()
+        rope = nested["text_config"]["rope_parameters"]
+        return {
+            **_own(nested["text_config"] | nested),
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": {"type": "mrope", "mrope_section": list(rope["mrope_section"])},
+            "vision_config": _own(nested["vision_config"]),
+        }
 
 
-class PretrainedQwen3VL(PretrainedQwenVL):
+class PretrainedQwen3VL(PretrainedBackbone):
     """Released weights of a dense Qwen3-VL.
 
     Args:
@@ -406,19 +482,41 @@ class PretrainedQwen3VL(PretrainedQwenVL):
         dtype: Dtype of the weights.
     """
 
-    title, family, released = FAMILIES[QWEN3].title, QWEN3, "Qwen/Qwen3-VL-4B-Instruct"
+    title = backbone_title = "Qwen3-VL"
+    family, released = QWEN3, "Qwen/Qwen3-VL-4B-Instruct"
+    stock, processor_class, backbone_class = Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLBackbone
+    architecture = stock.__name__
 
     def __init__(
         self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
     ):
         super().__init__(path, attn_implementation, dtype)
 
-    @property
-    def vlm_config(self) -> Any:
-        return qwen3_config(self.settings, str(self.folder / CONFIG))
+    @classmethod
+    def read_config(cls, settings: Mapping[str, Any], source: str = "the config") -> Any:
+        return qwen3_config(settings, source)
+
+    @classmethod
+    def written_config(cls, config: Any) -> dict[str, Any]:
+        """Return the config of a Qwen3-VL with the old names of RoPE's settings."""
+        nested = config.to_dict()
+        text, vision = nested["text_config"], nested["vision_config"]
+        rope = dict(text["rope_parameters"])
+        return {
+            **_own(nested),
+            "model_type": QWEN3,
+            "architectures": ["Qwen3VLForConditionalGeneration"],
+            "text_config": {
+                **_own(text),
+                "model_type": text["model_type"],
+                "rope_theta": rope.pop("rope_theta"),
+                "rope_scaling": {**rope, "mrope_section": list(rope["mrope_section"])},
+            },
+            "vision_config": {**_own(vision), "model_type": QWEN3},
+        }
 
 
-class PretrainedQwen35(PretrainedQwenVL):
+class PretrainedQwen35(PretrainedBackbone):
     """Released weights of a dense Qwen3.5 or Qwen3.6.
 
     Args:
@@ -427,16 +525,35 @@ class PretrainedQwen35(PretrainedQwenVL):
         dtype: Dtype of the weights.
     """
 
-    title, family, released = FAMILIES[QWEN35].title, QWEN35, "Qwen/Qwen3.5-4B"
+    title = backbone_title = "Qwen3.5"
+    family, released = QWEN35, "Qwen/Qwen3.5-4B"
+    stock, processor_class, backbone_class = Qwen3_5ForConditionalGeneration, Qwen3VLProcessor, Qwen35Backbone
+    architecture = stock.__name__
+    not_loaded = ("mtp.",)  # multi-token prediction, for which transformers has no module
 
     def __init__(
         self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
     ):
         super().__init__(path, attn_implementation, dtype)
 
-    @property
-    def vlm_config(self) -> Any:
-        return qwen3_5_config(self.settings, str(self.folder / CONFIG))
+    @classmethod
+    def read_config(cls, settings: Mapping[str, Any], source: str = "the config") -> Any:
+        return qwen3_5_config(settings, source)
+
+    @classmethod
+    def written_config(cls, config: Any) -> dict[str, Any]:
+        """Return the config of a Qwen3.5, which was released with the names of transformers 5."""
+        nested = config.to_dict()
+        text, vision = nested["text_config"], nested["vision_config"]
+        return {
+            **_own(nested),
+            "model_type": QWEN35,
+            "text_config": {
+                **_own(text),
+                **{name: text[name] for name in ("model_type", "layer_types", "rope_parameters")},
+            },
+            "vision_config": {**_own(vision), "model_type": QWEN35},
+        }
 
 
 @contextmanager
@@ -473,7 +590,7 @@ def released_layouts() -> dict[str, DecoderLayout]:
     """Return the decoder layout of one released model per family, by the family's title, with tensors on the CPU."""
     with torch.device("meta"):
         loaders = PretrainedQwen25VL(), PretrainedQwen3VL(), PretrainedQwen35()
-        found = {FAMILIES[loader.family].title: loader.load().decoder_layout for loader in loaders}
+        found = {loader.title: loader.load().decoder_layout for loader in loaders}
     layouts = {}
     for title, layout in found.items():
         linear = layout.linear and replace(layout.linear, device="cpu")

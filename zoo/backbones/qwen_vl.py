@@ -24,9 +24,8 @@ from zoo.backbones.base import (
     Preprocessor,
     TokenizedPrompt,
 )
-from zoo.backbones.decoder import GROUPED_SDPA, MASKED, check_head_channels, replace_classes
-from zoo.encodings.base import CameraEncoding, DecoderLayout, HeadLayout
-from zoo.encodings.placements import ExtraChannels
+from zoo.backbones.decoder import GROUPED_SDPA, replace_classes
+from zoo.encodings.base import HeadLayout
 from zoo.errors import InputError
 from zoo.seed import resolve_seed
 from zoo.sequences.layout import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, Placeholders
@@ -176,14 +175,12 @@ class QwenVLBackbone(Backbone):
         stop_tokens: Token ids that end an answer, in addition to the config's.
 
     Attributes:
-        hooked_classes: For each original class of the decoder, the class with hooks that replaces it.
         vision_classes: For each original class of the vision encoder, the faster class that replaces it with the same
             results.
         preprocessor_class: Class that turns frames and text into inputs.
     """
 
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    hooked_classes: ClassVar[Mapping[type, type]]
     vision_classes: ClassVar[Mapping[type, type]]
     preprocessor_class: ClassVar[type[QwenVLPreprocessor]]
 
@@ -225,24 +222,6 @@ class QwenVLBackbone(Backbone):
         numbers = torch.arange(3, device="cpu")[:, None].repeat(1, count)
         return HeadLayout(attention.head_dim, tuple(rotary.recomposition_frequencies(numbers)[:count].tolist()))
 
-    @property
-    def decoder_layout(self) -> DecoderLayout:
-        text, rotary = self.vlm.config.text_config, self.decoder.rotary_emb
-        frequencies: tuple[Tensor, ...] = (rotary.inv_freq, rotary.original_inv_freq)
-        if rotary.inv_freq.is_meta:  # frequencies are not weights, so they exist in a model without weights too
-            with torch.device("cpu"):
-                frequencies = (type(rotary)(rotary.config).inv_freq,)
-        return DecoderLayout(
-            hidden_size=text.hidden_size,
-            num_layers=text.num_hidden_layers,
-            num_heads=text.num_attention_heads,
-            num_key_value_heads=text.num_key_value_heads,
-            head=self.head_layout,
-            rope_frequencies=frequencies,
-            device=self.device,
-            norm_eps=text.rms_norm_eps,
-        )
-
     def part_of(self, name: str) -> BackbonePart:
         """See `Backbone`. The vision encoder's projections to the decoder's width are connector, as in Spatial-MLLM."""
         if ".visual.merger." in f".{name}" or self.serves_deepstack(name):
@@ -251,20 +230,6 @@ class QwenVLBackbone(Backbone):
 
     def serves_deepstack(self, name: str) -> bool:
         return ".visual.deepstack_merger_list." in f".{name}"
-
-    def install_encoding(self, encoding: CameraEncoding | None) -> None:
-        replace_classes(self.decoder, self.hooked_classes)
-        parts = () if encoding is None else encoding.modules()
-        appended = max((each.channels for each in parts if isinstance(each, ExtraChannels)), default=0)
-        check_head_channels(self.attn_implementation, self.head_layout.dim + appended)
-        if encoding is not None:
-            if encoding.attends_per_view and self.attn_implementation not in MASKED:
-                raise InputError(
-                    f"{type(encoding).__name__} attends view by view, with masks that {self.attn_implementation} does "
-                    "not take: set --model.backbone.attn_implementation sdpa, eager or flex_attention"
-                )
-            layout = self.decoder_layout
-            encoding.bind_to_decoder(layout, layout.layers)
 
 
 # ---- Tiny models: random weights, and a tokenizer that is trained at first use; nothing is downloaded ----------------

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLPr
 from transformers.modeling_utils import local_torch_dtype
 
 from zoo.backbones.base import AttentionImplementation, BackboneLoader, BackbonePart, DType
-from zoo.backbones.pretrained import empty_qwen
+from zoo.backbones.pretrained import empty_model
 from zoo.backbones.qwen25_vl import Qwen25VLBackbone, TinyQwen25VL, qwen25_processor
 from zoo.backbones.qwen_vl import SPECIAL_TOKENS
 from zoo.errors import InputError, describe
@@ -236,7 +236,7 @@ class PretrainedSmolLM2(BackboneLoader):
         return config
 
     def load(self) -> Qwen25VLBackbone:
-        model = empty_qwen(self.config, self.dtype)
+        model = empty_model(TinyQwen25VL.stock_class, self.config, self.dtype)
         with local_torch_dtype(self.dtype), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model.model.visual = type(model.model.visual)(model.config.vision_config).train()

@@ -1,7 +1,7 @@
 """Export of a model as a released folder: weights by official names with LoRA merged, config.json, processor files.
 
-A Qwen-VL can be exported, also with the geometry encoder and the fusion of a model in `zoo.published`. The published
-code and the `Pretrained` backbones can read the folder.
+A backbone of a released family can be exported, also with the geometry encoder and the fusion of a model in
+`zoo.published`. The published code and the `Pretrained` backbones can read the folder.
 """
 
 from __future__ import annotations
@@ -14,31 +14,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3_5Config, Qwen3VLConfig
 
 from zoo.backbones.base import loaders
-from zoo.backbones.official_names import (
-    EMBEDDINGS,
-    LM_HEAD,
-    NOT_LOADED,
-    QWEN,
-    QWEN3,
-    QWEN25,
-    QWEN35,
-    VGGT_MODEL,
-    Layout,
-    backbone_names,
-)
-from zoo.backbones.pretrained import FAMILIES, PretrainedQwenVL, backbone_settings
+from zoo.backbones.pretrained import EMBEDDINGS, GEOMETRY, LM_HEAD, VLM, PretrainedBackbone, backbone_settings
 from zoo.configuration import complete_config, known_config
 from zoo.errors import InputError
 from zoo.files.atomic_io import new_folder, refuse_full, write_json, write_whole
-from zoo.geometry import vggt
 from zoo.geometry.cache import CachedGeometry
 from zoo.weights.checkpoint import released_sources
 from zoo.weights.load import (
     CONFIG,
     INDEX,
+    Layout,
     NameTable,
     find_folder,
     is_quantized,
@@ -53,7 +40,6 @@ if TYPE_CHECKING:
 
 OFFICIAL_TEXT = "max_thw"  # `text_after_vision` of a model loaded from official files
 TEXT_FILES = ("*.json", "*.txt", "*.jinja")
-NEWER = {"layer_types", "rope_parameters", "text_config"}  # settings of transformers 5
 
 
 # ---- The folder ------------------------------------------------------------------------------------------------------
@@ -66,8 +52,8 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
     multi-token prediction, and tensors that the published code never reads.
 
     Args:
-        model: A Qwen-VL, or one with the encoder and fusion of a released model. LoRA is merged in the written weights,
-            and the model is unchanged. A geometry encoder behind a cache is loaded.
+        model: A backbone of a released family, also with the encoder and fusion of a released model. LoRA is merged in
+            the written weights, and the model is unchanged. A geometry encoder behind a cache is loaded.
         out: A new or empty folder.
         dtype: Dtype of the weights. None uses the source folder's dtype, or the model's if there is no source folder.
 
@@ -107,33 +93,30 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
 # ---- Weights ---------------------------------------------------------------------------------------------------------
 
 
-def model_names(family: str, layout: Layout) -> NameTable:
+def names_of(model: SpatialVLM) -> NameTable:
     """Return a table between official tensor names of a released model and names in a `SpatialVLM`.
 
-    An empty layout is a backbone without geometry encoder and fusion.
+    Without an official layout, only the backbone has official names.
     """
-    backbone = backbone_names(family)
+    kind, layout = release_of(model) or family_of(model), official_layout(model) or {}
+    backbone, encoder, start = kind.backbone_names(), kind.encoder_names, kind.encoder_prefix
 
     def current(official: str) -> tuple[str, ...]:
-        for theirs, ours in layout.items():
-            if official.startswith(theirs):
-                rest = official.removeprefix(theirs)
-                return tuple(ours + name for name in (vggt.current_names(rest) if ours == VGGT_MODEL else (rest,)))
-        return tuple(QWEN + name for name in backbone.current(official))
+        name = replace_prefix(official, layout)
+        if not official.startswith(tuple(layout)):
+            return tuple(VLM + own for own in backbone.current(official))
+        if name.startswith(start):
+            return tuple(start + own for own in encoder.current(name.removeprefix(start)))
+        return (name,)
 
     def official(name: str) -> str:
-        for theirs, ours in layout.items():
-            if name.startswith(ours):
-                rest = name.removeprefix(ours)
-                return theirs + (vggt.official_name(rest) if ours == VGGT_MODEL else rest)
-        return backbone.official(name.removeprefix(QWEN))
+        if name.startswith(VLM):
+            return backbone.official(name.removeprefix(VLM))
+        if name.startswith(start):
+            name = start + encoder.official(name.removeprefix(start))
+        return replace_prefix(name, {ours: theirs for theirs, ours in layout.items()})
 
     return NameTable(current, official)
-
-
-def names_of(model: SpatialVLM) -> NameTable:
-    """Return the name table of a model that has an official layout."""
-    return model_names(model.backbone.vlm.config.model_type, official_layout(model) or {})
 
 
 def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
@@ -158,13 +141,13 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("objectives.")}
     config: Any = model.backbone.vlm.config
     if config.tie_word_embeddings:
-        del state[QWEN + LM_HEAD]
+        del state[VLM + LM_HEAD]
     layout = official_layout(model) or {}
-    if beyond := [name for name in state if not name.startswith((QWEN, *layout.values()))]:
+    if beyond := [name for name in state if not name.startswith((VLM, *layout.values()))]:
         parts = ", ".join(unofficial_fusion(model))
         known = " or ".join(dict.fromkeys(fusion.__name__ for kind in loaders() for fusion in kind.released_fusions))
         raise InputError(
-            f"{type(model).__name__} can't be exported, only a Qwen-VL, or what was released: VGGT with {known}: "
+            f"{type(model).__name__} can't be exported, only a backbone, or what was released with {known}: "
             f"{len(beyond)} tensors are in none, such as {beyond[-1]}{parts and f', because of {parts}'}"
         )
 
@@ -197,13 +180,12 @@ def official_parameters(model: SpatialVLM) -> dict[str, nn.Parameter]:
 def _as_in(source: Path, model: SpatialVLM, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Return the tensors in the names and dtypes of their source folder, and add the folder's unread tensors."""
     tensors, old, names = official_tensors(model), open_weights(source), names_of(model)
-    release = release_of(model)
-    first_of, unread = ({}, ()) if release is None else (release.second_names, release.unread)
-    of_vggt = tuple(theirs for theirs, ours in (official_layout(model) or {}).items() if ours == VGGT_MODEL)
+    kind = release_of(model) or family_of(model)
+    of_encoder = tuple(theirs for theirs, ours in (official_layout(model) or {}).items() if ours.startswith(GEOMETRY))
     written: dict[str, Tensor] = {}
     rest = dict(tensors)
     for name in old:
-        first = replace_prefix(name, first_of)
+        first = replace_prefix(name, kind.second_names)
         ours = names.official(names.current(first)[0])
         of_old = partial(Tensor.to, dtype=dtype or old[name].dtype)
         if ours in tensors:
@@ -211,8 +193,8 @@ def _as_in(source: Path, model: SpatialVLM, dtype: torch.dtype | None) -> dict[s
             rest.pop(ours, None)
             written[ours if name == first else name] = of_old(tensors[ours], copy=is_again)
         elif name == LM_HEAD:  # tied, but the source has it twice, and so does the copy
-            written[name] = of_old(tensors[names.official(QWEN + EMBEDDINGS)], copy=True)
-        elif first.startswith((*NOT_LOADED, *of_vggt)) or any(f".{part}" in first for part in unread):
+            written[name] = of_old(tensors[names.official(VLM + EMBEDDINGS)], copy=True)
+        elif first.startswith((*kind.not_loaded, *of_encoder)) or any(f".{part}" in first for part in kind.unread):
             written[name] = of_old(old[name])
     return written | {name: tensor.to(dtype or tensor.dtype) for name, tensor in rest.items()}
 
@@ -220,10 +202,23 @@ def _as_in(source: Path, model: SpatialVLM, dtype: torch.dtype | None) -> dict[s
 # ---- The layout of a model, and its parts that no layout has ---------------------------------------------------------
 
 
-def release_of(model: SpatialVLM) -> type[PretrainedQwenVL] | None:
+def release_of(model: SpatialVLM) -> type[PretrainedBackbone] | None:
     """Return the class of released models with this backbone and fusion, or None. The model's loader comes first."""
-    known = [kind for kind in (type(model.loader), *loaders()) if issubclass(kind, PretrainedQwenVL)]
+    known = [kind for kind in (type(model.loader), *loaders()) if issubclass(kind, PretrainedBackbone)]
     return next((kind for kind in known if kind.layout_of(model) is not None), None)
+
+
+def family_of(model: SpatialVLM) -> type[PretrainedBackbone]:
+    """Return the class of released models with this backbone alone.
+
+    Raises:
+        InputError: No family was released with it.
+    """
+    known = (kind for kind in loaders() if issubclass(kind, PretrainedBackbone))
+    found = next((kind for kind in known if isinstance(model.backbone, kind.backbone_class)), None)
+    if found is None:
+        raise InputError(f"a {type(model.backbone).__name__} has no official layout: export with --layout zoo")
+    return found
 
 
 def official_layout(model: SpatialVLM) -> Layout | None:
@@ -242,8 +237,8 @@ def unofficial_fusion(model: SpatialVLM) -> list[str]:
 
 def unofficial_parts(model: SpatialVLM) -> list[str]:
     """Return the parts and settings of a model that no official layout has."""
-    with_token = [each for each in model.objectives.values() if each.has_token(training=False)]
-    parts = (model.camera_encoding, model.view_mixer, *with_token)
+    with_token = [each for each in model.objectives.values() if each.has_token(training=False) or each.changes_answers]
+    parts = (model.camera_encoding, model.view_mixer, model.output_gate, *with_token)
     found = [type(part).__name__ for part in parts if part is not None] + unofficial_fusion(model)
     if complete_config(model.time_index) != complete_config(model.backbone.default_time_index()):
         found.append(f"time_index: {type(model.time_index).__name__}")
@@ -257,67 +252,11 @@ def unofficial_parts(model: SpatialVLM) -> list[str]:
 
 
 def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[str, Any]:
-    """Return config.json, in the release's transformers format, of a Qwen-VL, also with an encoder and a fusion.
+    """Return config.json, in the release's transformers format, of a backbone, also with an encoder and a fusion.
 
     The settings of `source`, the config.json of the weights' source folder, are kept.
     """
-    config: Any = model.backbone.vlm.config
-    stock = backbone_settings(STOCK[config.model_type](config) if source is None else source)
-    stock |= {"model_type": config.model_type, "architectures": [FAMILIES[config.model_type].stock.__name__]}
-    release = release_of(model)
-    return stock if release is None else release.whole_config(model, stock, source or {})
-
-
-def _flat(config: Qwen2_5_VLConfig) -> dict[str, Any]:
-    """Return the decoder's settings at the top level, with the old names of RoPE's settings."""
-    nested = config.to_dict()
-    rope = nested["text_config"]["rope_parameters"]
-    return {
-        **_own(nested["text_config"] | nested),
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": {"type": "mrope", "mrope_section": list(rope["mrope_section"])},
-        "vision_config": _own(nested["vision_config"]),
-    }
-
-
-def _nested(config: Qwen3VLConfig) -> dict[str, Any]:
-    """Return the config of a Qwen3-VL with the old names of RoPE's settings."""
-    nested = config.to_dict()
-    text, vision = nested["text_config"], nested["vision_config"]
-    rope = dict(text["rope_parameters"])
-    return {
-        **_own(nested),
-        "model_type": QWEN3,
-        "architectures": ["Qwen3VLForConditionalGeneration"],
-        "text_config": {
-            **_own(text),
-            "model_type": text["model_type"],
-            "rope_theta": rope.pop("rope_theta"),
-            "rope_scaling": {**rope, "mrope_section": list(rope["mrope_section"])},
-        },
-        "vision_config": {**_own(vision), "model_type": QWEN3},
-    }
-
-
-def _current(config: Qwen3_5Config) -> dict[str, Any]:
-    """Return the config of a Qwen3.5, which was released with the names of transformers 5."""
-    nested = config.to_dict()
-    text, vision = nested["text_config"], nested["vision_config"]
-    return {
-        **_own(nested),
-        "model_type": QWEN35,
-        "text_config": {
-            **_own(text),
-            **{name: text[name] for name in ("model_type", "layer_types", "rope_parameters")},
-        },
-        "vision_config": {**_own(vision), "model_type": QWEN35},
-    }
-
-
-def _own(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings without generic ones of every model and without those of transformers 5."""
-    generic = NEWER | PreTrainedConfig().to_dict().keys()
-    return {name: value for name, value in settings.items() if name not in generic}
-
-
-STOCK = {QWEN25: _flat, QWEN3: _nested, QWEN35: _current}
+    kind = release_of(model) or family_of(model)
+    own = backbone_settings(kind.written_config(model.backbone.vlm.config) if source is None else source)
+    own |= {"model_type": kind.family, "architectures": [kind.architecture]}
+    return kind.whole_config(model, own, source or {})

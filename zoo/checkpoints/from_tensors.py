@@ -1,15 +1,15 @@
-"""Released Qwen-VL models from tensors with official names. The `Pretrained` backbones read folders instead."""
+"""Released models from tensors with official names. The `Pretrained` backbones read folders instead."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from zoo.backbones.pretrained import (
-    EmptyQwenVL,
-    qwen3_5_config,
-    qwen3_config,
-    qwen25_config,
-    qwen_weights,
+    EmptyBackbone,
+    PretrainedBackbone,
+    PretrainedQwen3VL,
+    PretrainedQwen25VL,
+    PretrainedQwen35,
     refuse_unsupported,
 )
 from zoo.model import SpatialVLM
@@ -27,7 +27,7 @@ def load_qwen25_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
     Raises:
         InputError: Tensors are missing, unexpected or of another shape.
     """
-    return model_from_tensors(qwen25_config(config), None, state_dict)
+    return model_from_tensors(PretrainedQwen25VL, config, None, state_dict)
 
 
 def load_qwen3_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
@@ -41,7 +41,7 @@ def load_qwen3_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
     Raises:
         InputError: Tensors are missing, unexpected or of another shape.
     """
-    return model_from_tensors(qwen3_config(config), None, state_dict)
+    return model_from_tensors(PretrainedQwen3VL, config, None, state_dict)
 
 
 def load_qwen3_5(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
@@ -55,32 +55,37 @@ def load_qwen3_5(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
     Raises:
         InputError: Tensors are missing, unexpected or of another shape.
     """
-    return model_from_tensors(qwen3_5_config(config), None, state_dict)
+    return model_from_tensors(PretrainedQwen35, config, None, state_dict)
 
 
-def model_from_tensors(qwen: Any, parts: Any, tensors: Tensors) -> SpatialVLM:
+def model_from_tensors(
+    kind: type[PretrainedBackbone], config: dict[str, Any], parts: Any, tensors: Tensors
+) -> SpatialVLM:
     """Return a model, with its geometry encoder and fusion if it has them.
 
     Args:
-        qwen: Transformers' config of the backbone.
-        parts: A `zoo.published.release.ReleasedGeometry`. None is a plain Qwen-VL.
+        kind: Class of the released model.
+        config: Its config.json, or {"qwen": its config.json, ...}.
+        parts: A `zoo.published.release.ReleasedGeometry`. None is a backbone alone.
         tensors: All tensors by official names.
     """
     refuse_unsupported(tensors)
-    dtype = first_tensor(tensors).dtype
+    dtype, settings = first_tensor(tensors).dtype, kind.read_config(config.get("qwen", config))
     if parts is None:
-        model = SpatialVLM(EmptyQwenVL(qwen, dtype))
-        load_backbone(model, tensors)
+        model = SpatialVLM(EmptyBackbone(kind, settings, dtype))
+        load_backbone(kind, model, tensors)
         return model
-    encoder = parts.load_encoder(tensors, dtype)
-    encoder.vggt.source = {}  # a saved model contains these weights, so no loader reads them again
-    model = SpatialVLM(EmptyQwenVL(qwen, dtype, parts.layout), geometry=lambda: encoder, fusion=parts.fusion)
-    load_backbone(model, tensors, skip=tuple(parts.layout))
+    encoder = parts.load_encoder(tensors, dtype, is_restorable=False)  # a saved model contains these weights
+    empty = EmptyBackbone(kind, settings, dtype, parts.layout)
+    model = SpatialVLM(empty, geometry=lambda: encoder, fusion=parts.fusion)
+    load_backbone(kind, model, tensors, skip=tuple(parts.layout))
     parts.load_fusion(model.fusion, tensors)
     return model
 
 
-def load_backbone(model: SpatialVLM, tensors: Tensors, skip: tuple[str, ...] = ()) -> None:
-    """Load the Qwen-VL of a model. Tensors with prefixes in `skip` belong to other parts."""
+def load_backbone(
+    kind: type[PretrainedBackbone], model: SpatialVLM, tensors: Tensors, skip: tuple[str, ...] = ()
+) -> None:
+    """Load the backbone of a model. Tensors with prefixes in `skip` belong to other parts."""
     vlm = model.backbone.vlm
-    load_weights(vlm, qwen_weights(vlm.config, tensors, skip))
+    load_weights(vlm, kind.weights(vlm.config, tensors, skip))

@@ -63,7 +63,7 @@ class Fusion(Configurable, nn.Module, ABC):
     """Combines the 2D and the 3D branch of a scene. To add one, implement `embed_3d` in a file of this folder.
 
     Temporal patches are fused independently, so scenes with the same grid are fused as one long scene. Only `views`
-    mixes the views of a scene.
+    mixes the views of a scene, except in a fusion with `mixes_views`.
 
     Args:
         width: D, width of the decoder.
@@ -83,6 +83,7 @@ class Fusion(Configurable, nn.Module, ABC):
             lies under a patch of the vision encoder.
         compress_beyond: Number of views (images, or temporal patches of a video) of a scene beyond which the 2D tokens
             of each view are resized to half of their rows and columns. None keeps all tokens.
+        mixes_views: Each view is fused with the 3D tokens of all views of its scene.
         parts_2d: Names of the submodules of the 2D branch.
         parts_3d: Names of the submodules of the 3D branch.
     """
@@ -91,6 +92,7 @@ class Fusion(Configurable, nn.Module, ABC):
     frames_per_token: int = TEMPORAL_PATCH_SIZE
     whole_frames: bool = False
     compress_beyond: int | None = None
+    mixes_views: bool = False
     parts_2d: tuple[str, ...] = ()
     parts_3d: tuple[str, ...] = ()
 

@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import InputError, check_choice
-from zoo.geometry import vggt as vggt_1b
 from zoo.geometry.base import DatasetGeometries, Head, PretrainableEncoder, ScaleSource, announce_license
 from zoo.geometry.vggt import VGGT, DINOv2, VGGTOutput, official_tensors, pose_encoding_to_cameras
+from zoo.geometry.vggt import model as vggt_1b
 from zoo.seed import resolve_seed
 from zoo.weights.load import WEIGHTS, StoredTensors, Tensors
 

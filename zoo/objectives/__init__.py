@@ -8,7 +8,9 @@ __getattr__, __all__ = lazy_exports(
         "base": ["Decoded", "LanguageModeling", "LayerObjective", "Objective"],
         "camera_prediction": ["CameraPrediction"],
         "depth_prediction": ["DepthPrediction", "RayDepthPrediction"],
+        "held_out_views": ["HeldOutViews"],
         "masked_views": ["MaskedViews"],
+        "novel_view": ["NovelViews"],
         "teacher": ["Distillation", "MetricScale", "TeacherDepth", "TeacherPose"],
     },
 )

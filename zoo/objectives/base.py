@@ -32,6 +32,7 @@ from zoo.scene_encoding import EncodedScene
 from zoo.sequences.batch import Sequences
 from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.loaded_scene import PreparedScene, TeacherTarget, TeacherTargets
+from zoo.sequences.target_views import TargetViews
 from zoo.values import check_shape
 
 AverageRule = Literal["questions", "micro_batch_tokens"]
@@ -240,6 +241,7 @@ class Objective(Configurable, nn.Module, ABC):
 
     Attributes:
         targets: What it learns to predict about a scene, from the dataset or the geometry encoder, see `camera_source`.
+        changes_answers: Whether `change_tokens` acts in tests as well, from the frames of a scene and their cameras.
         question_types: Question types that its settings name. The benchmark must have them.
         uses_lengths: Whether its targets depend on the unit of lengths.
         layers: Decoder layers (from 0) whose outputs `forward` reads. Set by `bind`.
@@ -251,6 +253,7 @@ class Objective(Configurable, nn.Module, ABC):
         has_first_token: Whether the first view has its own token.
         token: The learned token, set by `bind`. With a separate token for the first view it has two rows, and the first
             view's comes first.
+        target_views: Frames beside the shown ones whose content it predicts. None if it predicts none.
         teacher_target: The field of `TeacherTargets` that it learns, from `--model.teacher`. None if it learns none.
 
     Raises:
@@ -258,6 +261,7 @@ class Objective(Configurable, nn.Module, ABC):
     """
 
     targets: tuple[Target, ...] = ()
+    changes_answers: bool = False
     question_types: tuple[str, ...] = ()
     uses_lengths: bool = False
     layers: tuple[int, ...] = ()
@@ -265,6 +269,7 @@ class Objective(Configurable, nn.Module, ABC):
     extra_tokens: ExtraTokens = ExtraTokens.ONE
     token_in_training_only: bool = False
     has_first_token: bool = False
+    target_views: TargetViews | None = None
     teacher_target: TeacherTarget | None = None
     token: nn.Parameter | None
 
@@ -300,6 +305,7 @@ class Objective(Configurable, nn.Module, ABC):
     def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[PreparedScene]) -> Sequence[VisualTokens]:
         """Change the 2D tokens of a training step before view mixing and fusion. Most objectives do not.
 
+        With `changes_answers` it is called in tests, too.
         Objectives are called in the order in which they are listed. The tokens of each scene have shape (t, n, D).
         """
         return visual
@@ -341,13 +347,22 @@ class LayerObjective(Objective):
     def bind(self, width: int, num_layers: int) -> None:
         """Create the head, whose predictions start at zero."""
         super().bind(width, num_layers)
-        if not -num_layers <= self.layer < num_layers:
-            raise InputError(
-                f"--model.objectives: {type(self).__name__} reads layer {self.layer} of a decoder with {num_layers}: "
-                f"give one from {-num_layers} to {num_layers - 1}"
-            )
-        self.layers = (self.layer % num_layers,)
+        self.layers = (decoder_layer(self, self.layer, num_layers),)
         self.head = Connector(width, width, self.num_outputs, zero=True)
+
+
+def decoder_layer(objective: Objective, layer: int, num_layers: int) -> int:
+    """Return the number from 0 of the decoder layer that an objective reads. A negative one counts from the end.
+
+    Raises:
+        InputError: The decoder has no such layer.
+    """
+    if not -num_layers <= layer < num_layers:
+        raise InputError(
+            f"--model.objectives: {type(objective).__name__} reads layer {layer} of a decoder with {num_layers}: "
+            f"give one from {-num_layers} to {num_layers - 1}"
+        )
+    return layer % num_layers
 
 
 # ---- Next-token prediction of the answers ---------------------------------------------------------------------------

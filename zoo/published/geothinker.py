@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.backbones.base import AttentionImplementation, DType, License
-from zoo.backbones.official_names import FUSION, QWEN3, QWEN25, VGGT_MODEL, Layout
-from zoo.backbones.pretrained import PretrainedQwen3VL, qwen3_config, qwen25_config
+from zoo.backbones.pretrained import FUSION, QWEN3, QWEN25, VGGT_MODEL, PretrainedQwen3VL
 from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.fusions.base import HIDDEN, Fusion
 from zoo.fusions.geothinker import GeoThinkerFusion, Interaction, group_size, interaction_layers
@@ -32,7 +31,7 @@ from zoo.published.release import (
 )
 from zoo.published.vg_llm import KEYS, SUPPORTED, WITH_VGGT, PretrainedVGLLM
 from zoo.tasks.video_qa import VideoQATask
-from zoo.weights.load import ReleasedWeights, Tensors, TensorsUnder, first_tensor, load_weights
+from zoo.weights.load import Layout, ReleasedWeights, Tensors, TensorsUnder, first_tensor, load_weights
 
 __all__ = ["GeoThinker", "PretrainedGeoThinker", "PretrainedGeoThinkerQwen3", "load_geothinker", "official_interaction"]
 
@@ -246,9 +245,8 @@ def load_geothinker(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
         InputError: Tensors are missing, unexpected or of another shape, or the fusion is of another kind.
     """
     settings = flat_settings(config)
-    family = QWEN3 if "text_config" in settings else QWEN25
-    qwen = qwen3_config(settings) if family == QWEN3 else qwen25_config(config)
-    return model_from_tensors(qwen, geometry_of(settings, family), state_dict)
+    kind = PretrainedGeoThinkerQwen3 if "text_config" in settings else PretrainedGeoThinker
+    return model_from_tensors(kind, settings, geometry_of(settings, kind.family), state_dict)
 
 
 def official_interaction(

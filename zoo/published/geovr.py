@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.backbones.base import AttentionImplementation, DType, License
-from zoo.backbones.pretrained import EmptyQwenVL, PretrainedQwen3VL, qwen3_config
+from zoo.backbones.pretrained import EmptyBackbone, PretrainedQwen3VL, qwen3_config
 from zoo.checkpoints.from_tensors import load_backbone
 from zoo.geometry.da3.model import SKY, fit_scale, to_meters
 from zoo.geometry.vggt import pose_encoding_to_cameras
@@ -381,12 +381,14 @@ def run_official(
     if scale:
         objectives.append(MetricScale())
     model = SpatialVLM(
-        EmptyQwenVL(qwen3_config(qwen), torch.float32),
+        EmptyBackbone(PretrainedQwen3VL, qwen3_config(qwen), torch.float32),
         objectives=objectives,
         average="micro_batch_tokens",
         text_after_vision="max_hw",
     )
-    load_backbone(model, {name: tensor for name, tensor in state_dict.items() if name.startswith(STOCK)})
+    load_backbone(
+        PretrainedQwen3VL, model, {name: tensor for name, tensor in state_dict.items() if name.startswith(STOCK)}
+    )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = {name: own for name in state_dict if (own := our_name(name)) in parameters}
     with torch.no_grad():

@@ -18,16 +18,23 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from zoo.backbones.official_names import FUSION, VGGT_MODEL, Layout
-from zoo.backbones.pretrained import PretrainedQwenVL, config_errors
+from zoo.backbones.pretrained import FUSION, VGGT_MODEL, PretrainedBackbone, config_errors
 from zoo.errors import InputError
 from zoo.fusions.base import Fusion
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.layers import layer_index
-from zoo.geometry.vggt import VGGT, Aggregator
+from zoo.geometry.vggt import NAMES, VGGT, Aggregator
 from zoo.geometry.vggt_encoder import ReferenceFrame, VGGTEncoder
 from zoo.model import SpatialVLM
-from zoo.weights.load import ReleasedWeights, Tensors, TensorsUnder, load_weights
+from zoo.weights.load import (
+    Layout,
+    NameTable,
+    ReleasedWeights,
+    Tensors,
+    TensorsUnder,
+    load_weights,
+    replace_prefix,
+)
 
 AGGREGATOR = {name: each.default for name, each in inspect.signature(Aggregator).parameters.items()}
 VGGT_SIZES = {"img_size": 518, "patch_size": 14, "embed_dim": 1024}
@@ -55,34 +62,45 @@ class ReleasedGeometry:
     reference: ReferenceFrame = "first"
     unread: tuple[str, ...] = ()
 
-    def load_encoder(self, tensors: Tensors, dtype: torch.dtype) -> VGGTEncoder:
-        """Return the VGGT that the fusion was trained with, without heads."""
+    def load_encoder(self, tensors: Tensors, dtype: torch.dtype, *, is_restorable: bool = True) -> GeometryEncoder:
+        """Return the geometry encoder that the fusion was trained with, a VGGT without heads.
+
+        `is_restorable` says whether a loader can read the weights again.
+        """
         prefix = next(theirs for theirs, ours in self.layout.items() if ours == VGGT_MODEL)
         weights = TensorsUnder(tensors, prefix)
         vggt = VGGT.from_official({"aggregator": dict(self.aggregator)}, weights, dtype)
+        if not is_restorable:
+            vggt.source = {}
         return VGGTEncoder(vggt, self.layers, weights, reference=self.reference)
+
+    def check_layers(self) -> None:
+        """Raise an error for layers that the encoder does not have, which the encoder itself would call an option."""
+        for layer in self.layers:
+            layer_index(layer, int(self.aggregator.get("depth", VGGT_DEPTH)))
 
     def load_fusion(self, fusion: nn.Module | None, tensors: Tensors) -> bool:
         """Copy the weights into a fusion of the released class. Return False for another class."""
         if fusion is None or type(fusion) is not self.fusion.func:
             return False
-        for theirs, ours in self.layout.items():
-            if ours.startswith(FUSION):
-                part, weights = fusion.get_submodule(ours.removeprefix(FUSION)[:-1]), TensorsUnder(tensors, theirs)
-                load_weights(part, ReleasedWeights(weights, "fusion", is_skipped=self.is_unread))
+        own = {theirs: ours.removeprefix(FUSION) for theirs, ours in self.layout.items() if ours.startswith(FUSION)}
+        theirs_of = {ours: theirs for theirs, ours in own.items()}
+        names = NameTable(lambda name: (replace_prefix(name, own),), lambda name: replace_prefix(name, theirs_of))
+        unread = tuple(f"{theirs}{name}" for theirs in own for name in self.unread)
+
+        def is_skipped(name: str) -> bool:
+            return not name.startswith(tuple(own)) or name.startswith(unread)
+
+        load_weights(fusion, ReleasedWeights(tensors, "fusion", names, is_skipped))
         return True
 
-    def is_unread(self, name: str) -> bool:
-        """Return whether the published code never reads this tensor of the fusion."""
-        return name.startswith(self.unread) if self.unread else False
 
-
-class Release(PretrainedQwenVL):
+class Release(PretrainedBackbone):
     """A released backbone with its VGGT and its fusion, for a model that combines them.
 
     Attributes:
         prefixes: Prefixes of official tensor names by which a folder is recognized if its config.json does not tell.
-        architecture: The class that an exported config.json names.
+        encoder_class: Class of the geometry encoder.
         layer: Layer of VGGT that the fusion reads, where config.json does not name it.
         stacked: Fusions that read several layers of VGGT.
         stated: Arguments of the aggregator that the published config.json states by itself.
@@ -90,7 +108,8 @@ class Release(PretrainedQwenVL):
 
     config_keys: ClassVar[tuple[str, ...]] = (ARGUMENTS,)
     prefixes: ClassVar[tuple[str, ...]]
-    architecture: ClassVar[str]
+    encoder_class: ClassVar[type[GeometryEncoder]] = VGGTEncoder
+    encoder_prefix, encoder_names = VGGT_MODEL, NAMES
     layer: ClassVar[int | None] = None
     stacked: ClassVar[tuple[type[Fusion], ...]] = ()
     stated: ClassVar[tuple[str, ...]] = ()
@@ -135,8 +154,7 @@ class Release(PretrainedQwenVL):
         if (parts := self.released_geometry) is None:
             return None
         with config_errors(self.folder):
-            for layer in parts.layers:  # the encoder's own error would blame an option
-                layer_index(layer, int(parts.aggregator.get("depth", VGGT_DEPTH)))
+            parts.check_layers()
             return parts.load_encoder(self.tensors, self.dtype)
 
     def load_fusion(self, fusion: nn.Module) -> bool:
@@ -168,19 +186,22 @@ class Release(PretrainedQwenVL):
 
     @classmethod
     def layout_of(cls, model: SpatialVLM) -> Layout | None:
-        is_own = model.backbone.vlm.config.model_type == cls.family and type(model.fusion) in cls.released_fusions
+        is_own = isinstance(model.backbone, cls.backbone_class) and type(model.fusion) in cls.released_fusions
         return cls.fusion_layout(model) if is_own else None
 
     @classmethod
     def reads_encoder(cls, model: SpatialVLM) -> bool:
         """Return whether the released model has this geometry encoder, with this number of layers."""
         encoder: Any = model.geometry and model.geometry.meta_encoder
-        return isinstance(encoder, VGGTEncoder) and (encoder.num_layers == 1 or type(model.fusion) in cls.stacked)
+        is_own = isinstance(encoder, cls.encoder_class)
+        return is_own and (encoder.num_layers == 1 or type(model.fusion) in cls.stacked)
 
     @classmethod
     def departures(cls, model: SpatialVLM) -> list[str]:
-        fusion, encoder = model.fusion, model.geometry and model.geometry.meta_encoder
-        if not isinstance(encoder, VGGTEncoder):
+        fusion: Any = model.fusion
+        encoder: Any = model.geometry and model.geometry.meta_encoder
+        has_encoder = isinstance(encoder, cls.encoder_class)
+        if not has_encoder:
             return [type(encoder).__name__]
         found = []
         if not cls.reads_encoder(model):
@@ -193,16 +214,13 @@ class Release(PretrainedQwenVL):
 
     @classmethod
     def whole_config(cls, model: SpatialVLM, stock: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-        assert isinstance(model.geometry, VGGTEncoder)
-        # the published code has no setting for arguments that differ from VGGT-1B's
-        unusual = {
-            name: value
-            for name, value in aggregator_of(model.geometry).items()
-            if value != AGGREGATOR[name] and name not in cls.stated
-        }
         kept = {name: source[name] for name in cls.config_keys if name in source and name != ARGUMENTS}
-        own = {"architectures": [cls.architecture], **kept, **cls.fusion_settings(model, source)}
-        return stock | own | ({ARGUMENTS: unusual} if unusual else {})
+        # the published code has no setting for arguments that differ from VGGT-1B's
+        arguments = aggregator_of(model.geometry) if isinstance(model.geometry, VGGTEncoder) else {}
+        unusual = {
+            name: value for name, value in arguments.items() if value != AGGREGATOR[name] and name not in cls.stated
+        }
+        return stock | kept | cls.fusion_settings(model, source) | ({ARGUMENTS: unusual} if unusual else {})
 
 
 # ---- What several methods share --------------------------------------------------------------------------------------

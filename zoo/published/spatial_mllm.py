@@ -10,8 +10,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from zoo.backbones.base import AttentionImplementation, DType, License
-from zoo.backbones.official_names import VGGT_MODEL, Layout
-from zoo.backbones.pretrained import PretrainedQwen25VL, config_errors, qwen25_config
+from zoo.backbones.pretrained import VGGT_MODEL, PretrainedQwen25VL, config_errors
 from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.errors import InputError
 from zoo.fusions.base import Fusion
@@ -22,7 +21,7 @@ from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
 from zoo.published.release import VGGT_SIZES, Release, ReleasedGeometry, aggregator_of
 from zoo.tasks.video_qa import VideoQATask
-from zoo.weights.load import Tensors
+from zoo.weights.load import Layout, Tensors
 
 __all__ = ["SpatialMLLM", "PretrainedSpatialMLLM", "load_spatial_mllm"]
 
@@ -150,4 +149,4 @@ def load_spatial_mllm(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM
     Raises:
         InputError: Tensors are missing, unexpected or of another shape.
     """
-    return model_from_tensors(qwen25_config(config), geometry_of(config), state_dict)
+    return model_from_tensors(PretrainedSpatialMLLM, config, geometry_of(config), state_dict)

@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from zoo.backbones.base import AttentionImplementation, DType, License
-from zoo.backbones.official_names import FUSION, QWEN25, QWEN35, VGGT_MODEL, Layout
-from zoo.backbones.pretrained import PretrainedQwen35, qwen3_5_config, qwen25_config
+from zoo.backbones.pretrained import FUSION, QWEN25, QWEN35, VGGT_MODEL, PretrainedQwen35
 from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.errors import InputError
 from zoo.fusions.base import HIDDEN, Fusion, PatchNorm
@@ -35,7 +34,7 @@ from zoo.published.release import (
 )
 from zoo.published.vg_llm import KEYS, SUPPORTED, WITH_VGGT, PretrainedVGLLM
 from zoo.tasks.video_qa import VideoQATask
-from zoo.weights.load import FirstNames, Tensors
+from zoo.weights.load import FirstNames, Layout, Tensors
 
 __all__ = ["SpatialStack", "PretrainedSpatialStack", "PretrainedSpatialStackQwen25", "load_spatial_stack"]
 
@@ -270,7 +269,6 @@ def load_spatial_stack(config: dict[str, Any], state_dict: Tensors) -> SpatialVL
         InputError: Tensors are missing, unexpected or of another shape, or the fusion is of another kind.
     """
     settings = flat_settings(config)
-    family = QWEN35 if "text_config" in settings else QWEN25
-    qwen = qwen3_5_config(settings) if family == QWEN35 else qwen25_config(config)
-    tensors = FirstNames(state_dict, SECOND_NAMES[family])
-    return model_from_tensors(qwen, geometry_of(settings, tensors, family), tensors)
+    kind = PretrainedSpatialStack if "text_config" in settings else PretrainedSpatialStackQwen25
+    tensors = FirstNames(state_dict, kind.second_names)
+    return model_from_tensors(kind, settings, geometry_of(settings, tensors, kind.family), tensors)

@@ -14,8 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.backbones.base import AttentionImplementation, DType, License
-from zoo.backbones.official_names import QWEN25, VGGT_MODEL, Layout
-from zoo.backbones.pretrained import PretrainedQwen25VL, qwen25_config
+from zoo.backbones.pretrained import QWEN25, VGGT_MODEL, PretrainedQwen25VL
 from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.checkpoints.official_parts import FusedStills, added_features
 from zoo.fusions.base import HIDDEN, Fusion
@@ -33,7 +32,7 @@ from zoo.published.release import (
     warn_of_layers,
 )
 from zoo.tasks.video_qa import VideoQATask
-from zoo.weights.load import Tensors
+from zoo.weights.load import Layout, Tensors
 
 __all__ = ["VGLLM", "PretrainedVGLLM", "load_vg_llm", "official_fusion"]
 
@@ -178,7 +177,8 @@ def load_vg_llm(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
     Raises:
         InputError: Tensors are missing, unexpected or of another shape, or the fusion is of another kind.
     """
-    return model_from_tensors(qwen25_config(config), geometry_of(flat_settings(config), state_dict), state_dict)
+    parts = geometry_of(flat_settings(config), state_dict)
+    return model_from_tensors(PretrainedVGLLM, config, parts, state_dict)
 
 
 def official_fusion(

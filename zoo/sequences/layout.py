@@ -55,19 +55,25 @@ class Placeholders(NamedTuple):
     Attributes:
         video: Marks one visual token of a video.
         image: Marks one visual token of an image.
-        vision_start: Precedes the first placeholder of each run.
+        vision_start: Precedes the first placeholder of each run. None if images follow each other without a mark, as in
+            LLaVA.
         span_per_step: Whether each temporal patch of a video is a separate run, with text between the runs.
     """
 
     video: int
     image: int
-    vision_start: int
+    vision_start: int | None
     span_per_step: bool = False
 
     @property
     def visual(self) -> tuple[int, int]:
         """The placeholders of visual tokens."""
         return self.video, self.image
+
+    @property
+    def reserved(self) -> tuple[int, ...]:
+        """The tokens that no answer contains."""
+        return self.visual if self.vision_start is None else (*self.visual, self.vision_start)
 
 
 class MediaSpan(NamedTuple):
@@ -139,9 +145,18 @@ class SequenceLayout:
         ids, self.row = host_ids[self.mask], self.mask.nonzero()[:, 0]
 
         # 1. Spans: placeholders that follow a vision_start token. The spans of a video are consecutive.
-        follows = torch.zeros_like(ids, dtype=torch.bool)
-        follows[1:] = (ids[:-1] == placeholders.vision_start) & (self.row[1:] == self.row[:-1])
-        self.start: Int[Tensor, " M"] = (follows & torch.isin(ids, torch.tensor(placeholders.visual))).nonzero()[:, 0]
+        is_visual = torch.isin(ids, torch.tensor(placeholders.visual))
+        if placeholders.vision_start is None:  # the sizes of the images tell where each one starts
+            sizes = torch.zeros(0, 3, dtype=ids.dtype) if image_grid_thw is None else image_grid_thw.to(ids)
+            views = (sizes[:, 1:] // spatial_merge_size).prod(1)
+            ends = (sizes[:, 0] * _with_extra(views, extra_tokens)).cumsum(0)
+            every = is_visual.nonzero()[:, 0]
+            first = torch.cat((ends.new_zeros(1), ends))[: len(sizes)]
+            self.start: Int[Tensor, " M"] = every[first[first < len(every)]]
+        else:
+            follows = torch.zeros_like(ids, dtype=torch.bool)
+            follows[1:] = (ids[:-1] == placeholders.vision_start) & (self.row[1:] == self.row[:-1])
+            self.start = (follows & is_visual).nonzero()[:, 0]
         self.is_video: Bool[Tensor, " M"] = ids[self.start] == placeholders.video
         self.grid: Int[Tensor, "M 3"] = ids.new_zeros(len(self.start), 3)
         number = torch.zeros_like(self.start)
@@ -172,7 +187,7 @@ class SequenceLayout:
 
         # 2. Tokens: each view has h * w 2D tokens, then its extra tokens. One more may follow the last view of a video.
         view = self.grid[:, 1] * self.grid[:, 2]
-        per_view = view + torch.tensor([extra_tokens.count(size) for size in view.tolist()], dtype=view.dtype)
+        per_view = _with_extra(view, extra_tokens)
         is_last = F.pad(self.medium.diff(), (0, 1), value=1) > 0
         lengths = self.grid[:, 0] * per_view + extra_tokens.at_end * (is_last & self.is_video)
         self.span, within = owners(lengths)
@@ -191,7 +206,8 @@ class SequenceLayout:
         inside, first = self.tokens.clamp(max=last), self.start[self.span]
         fewer = (self.tokens > last) | (ids[inside] != ids[first]) | (self.row[inside] != self.row[first])
         after = self.start + lengths
-        more = (after <= last) & (ids[after.clamp(max=last)] == ids[self.start])
+        is_next = torch.isin(after, self.start)  # images may adjoin
+        more = (after <= last) & (ids[after.clamp(max=last)] == ids[self.start]) & ~is_next
         for is_wrong, where, amount in ((fewer, first, "fewer"), (more, self.start, "more")):
             if is_wrong.any():
                 sample = int(self.row[where[is_wrong][0]])
@@ -229,6 +245,11 @@ class SequenceLayout:
     def tokens_per_row(self) -> list[int]:
         """Number of visual tokens of each sequence."""
         return torch.bincount(self.row[self.tokens], minlength=self.shape[0]).tolist()
+
+
+def _with_extra(views: Int[Tensor, " M"], extra_tokens: ExtraTokens) -> Int[Tensor, " M"]:
+    """Return the number of visual tokens of views, given the number of their 2D tokens."""
+    return views + torch.tensor([extra_tokens.count(size) for size in views.tolist()], dtype=views.dtype)
 
 
 def owners(lengths: Int[Tensor, " M"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:

@@ -74,7 +74,7 @@ class FrameRules:
 
     Attributes:
         patch_size: Side of a patch of the vision encoder in pixels.
-        image_pixels: Minimum and maximum number of pixels of an image, from the model's own processor.
+        image_pixels: See `Backbone`.
         compress_beyond: See `Fusion`.
         stills_once: The geometry encoder sees an image once instead of as two equal frames.
         whole_frames: See `Fusion`.
@@ -82,7 +82,7 @@ class FrameRules:
     """
 
     patch_size: int = 14
-    image_pixels: tuple[int, int] = IMAGE_PIXELS
+    image_pixels: tuple[int, int] | None = IMAGE_PIXELS
     compress_beyond: int | None = None
     stills_once: bool = False
     whole_frames: bool = False
@@ -196,13 +196,15 @@ class LoadedScene(Movable):
         geometry: The dataset's cameras and depth of each frame, as the model is told them.
         true_geometry: The same with the true cameras, if the model is told others. None if `geometry` is true.
         geometry_override: In a perturbed test, another scene that provides the 3D tokens, or "nothing" for zeros.
+        target_views: Frames beside the shown ones, each twice, whose content objectives predict. They have the size of
+            `frames` and true cameras. None without any.
         question_types: In training, the types of all questions about the scene in the optimizer step, including other
             batches, for objectives that depend on them.
         is_supervised: Whether the scene's answers are learned from.
         step: The optimizer step for which the scene is read. None in an evaluation.
         draw: Seed of a training step's random draws for this scene, from the data's seed, the scene and the epoch.
         error: Why the scene can't be read. None if it can.
-        target_error: Why the depth that is only a training target can't be read. Answers do not need it.
+        target_error: Why the depth or the target views can't be read. Answers do not need them.
     """
 
     name: str = ""
@@ -222,6 +224,7 @@ class LoadedScene(Movable):
     true_geometry: SceneGeometry | None = None
     geometry_override: LoadedScene | Literal["nothing"] | None = None
     # training
+    target_views: LoadedScene | None = None
     question_types: Sequence[str] = ()
     is_supervised: bool = True
     step: OptimizerStep | None = None
@@ -259,6 +262,9 @@ class LoadedScene(Movable):
         return len(self.frame_indices or ()) // TEMPORAL_PATCH_SIZE if self.kind == "image" else 0
 
 
+NESTED = frozenset({"geometry_override", "target_views"})  # scenes within a scene, which are prepared as well
+
+
 @dataclass(frozen=True, eq=False)
 class PreparedScene(Movable):
     """One scene as the model reads it. `Collate.prepare` makes it from a `LoadedScene`.
@@ -281,6 +287,8 @@ class PreparedScene(Movable):
             runs the encoder.
         cameras: The dataset's camera of each temporal patch, merged from its frames. None without cameras.
         geometry_override: In a perturbed test, another scene that provides the 3D tokens, or "nothing" for zeros.
+        target_views: The target views as images of their own, without a prompt. Their `frames` are followed by the
+            first frame of each temporal patch of this scene. None without any.
         question_types: See `LoadedScene`.
         draw: See `LoadedScene`.
     """
@@ -303,13 +311,14 @@ class PreparedScene(Movable):
     cameras: PatchCameras | None = None
     geometry_override: PreparedScene | Literal["nothing"] | None = None
     # training
+    target_views: PreparedScene | None = None
     question_types: Sequence[str] = ()
     draw: int = 0
 
     @classmethod
     def of(cls, loaded: LoadedScene, **own: Any) -> PreparedScene:
         """Return a prepared scene with what it has in common with the scene as read, and with values of its own."""
-        common = {each.name for each in fields(cls)} & {each.name for each in fields(loaded)} - {"geometry_override"}
+        common = {each.name for each in fields(cls)} & {each.name for each in fields(loaded)} - NESTED
         return cls(**{**{name: getattr(loaded, name) for name in common}, **own})
 
     @property
@@ -352,6 +361,12 @@ class PreparedScene(Movable):
     def _of_each_medium(self, grid: Grid) -> list[Grid]:
         steps, height, width = grid
         return [grid] if self.kind == "video" else [(1, height, width)] * steps
+
+
+def read_by_vision(scenes: Sequence[PreparedScene]) -> list[PreparedScene]:
+    """Return what the vision encoder reads in one call: the scenes, then their target views."""
+    views = [scene.target_views for scene in scenes if scene.target_views is not None]
+    return [*scenes, *(each for each in views if each.pixel_values is not None)]
 
 
 def prompt_grid(grid: Grid, token_side: int) -> Grid:

@@ -68,6 +68,8 @@ def layout_position_ids(
     flat = before.expand(3, -1).clone()
     flat[1:, layout.tokens] = before[layout.start[layout.span]] + offset[1:]
     flat[0, layout.tokens] = before[layout.start[first[layout.span]]] + offset[0]
+    if time_index.is_sequential:
+        flat = owners(layout.mask.sum(1))[1].expand(3, -1)
 
     position_ids = flat.new_full((3, *layout.shape), PADDED_POSITION)
     position_ids[:, layout.mask] = flat

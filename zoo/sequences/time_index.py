@@ -53,6 +53,7 @@ class TimeIndex(Configurable, ABC):
         constant: All views of a video share one position, so RoPE on the T section is the identity between them.
         per_span: Positions count from the start of each span of visual tokens instead of the start of the video. This
             differs where each temporal patch is a span (Qwen3-VL).
+        is_sequential: Each token of a sequence has the next position, visual tokens included, on all axes.
         requires_frames: The index reads the raw frame indices.
         requires_cameras: The index reads the poses.
         uses_lengths: The index depends on the unit of the poses.
@@ -62,6 +63,7 @@ class TimeIndex(Configurable, ABC):
     seconds: Seconds = "nominal"
     constant: bool = False
     per_span: bool = False
+    is_sequential: bool = False
     requires_frames: bool = False
     requires_cameras: bool = False
     uses_lengths: bool = False
@@ -138,6 +140,12 @@ class SpanIndex(TimeIndex):
 
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         return torch.zeros_like(steps.step)
+
+
+class SequentialIndex(SpanIndex):
+    """Positions 0, 1, 2, ... over the whole sequence, for a decoder with one axis of positions, as in LLaVA."""
+
+    is_sequential = True
 
 
 class SpreadIndex(TimeIndex):

@@ -109,7 +109,7 @@ def sample_answers(
     """
     scenes = model.encode_scenes(batch)
     placeholders = model.backbone.placeholders
-    sampling = replace(sampling, excluded=(*placeholders.visual, placeholders.vision_start))
+    sampling = replace(sampling, excluded=placeholders.reserved)
     sampled: list[SampledAnswer] = []
     for prompt in batch.prompts:
         inputs = model.decoder_inputs(scenes, prompt.prefix)

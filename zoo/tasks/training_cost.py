@@ -19,7 +19,8 @@ for the importance of keys. It keeps two more in float32, and four under autocas
 A head of D channels in Gated DeltaNet keeps 20 D + 5 x 64 + 2 D^2 / 64 float32 numbers per token, by PyTorch's rule in
 chunks of 64 tokens. The kernels of flash-linear-attention keep fewer. Under autocast each float32 matrix has a copy in
 bfloat16. With gradient checkpointing a trained block keeps only its input, and one block at a time is recomputed.
-Outside of blocks (merger, fusion, heads of objectives) a linear layer keeps the input and output of each visual token.
+Outside of blocks (merger, fusion, heads of objectives) a linear layer keeps the input and output of each visual token,
+and objectives that predict target views do so once for each target view.
 The peak adds the largest of three terms: the gradient of the head, the gradients of one block, or, at the end of the
 backward pass, three gradients of a matrix that is both embedding and head. Frozen encoders keep nothing.
 
@@ -263,7 +264,8 @@ def blocks_of(task: VideoQATask, batch: BatchSizes) -> Iterator[Blocks]:
     vision = [block for block in backbone.blocks() if block not in layers]
     # transformers does not recompute frozen blocks, because they are in eval mode
     yield Blocks(decoder, rows * length, length, True, any(map(trains, decoder)))
-    yield Blocks(vision, batch.scenes * steps * patches, patches, any(map(trains, vision)), True)
+    targets = sum(each.target_views.number for each in predictors(model) if each.target_views.tokens)
+    yield Blocks(vision, batch.scenes * (steps + targets) * patches, patches, any(map(trains, vision)), True)
     networks: list[tuple[Any, int, bool]] = [(each, 1, False) for each in teacher_networks(task.teacher)]
     if model.geometry is not None and (model.uses_geometry_tokens or model.camera_plan.source == "predicted"):
         frames = 1 if batch.kind == "image" and model.frame_rules.stills_once else TEMPORAL_PATCH_SIZE
@@ -407,13 +409,19 @@ def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointin
                 inside = max(inside, cost.gradients)
     # 2. Linear layers outside of blocks, on visual tokens. Embeddings, the last norm and their gradient.
     head = backbone.lm_head
+    of_targets = {
+        layer: each.target_views.number * each.tokens_per_target(batch.num_frames, visual_tokens)
+        for each in predictors(model)
+        for layer in linear_layers(each)
+    }
     for layer in linear_layers(model):
         if layer not in counted and layer is not head:
-            forward, backward = linear_flops([layer], batch.scenes * visual_tokens)
+            tokens = batch.scenes * of_targets.get(layer, visual_tokens)
+            forward, backward = linear_flops([layer], tokens)
             flops += forward + backward * trains(layer)
             forward_flops += forward
             if trains(layer):
-                kept += batch.scenes * visual_tokens * (layer.in_features + layer.out_features) * itemsize
+                kept += tokens * (layer.in_features + layer.out_features) * itemsize
                 kept += copy_bytes(layer, is_autocast)
     kept += rows * length * backbone.hidden_size * (8 + 2 * residual)
     # 3. The head, on supervised tokens only.
@@ -423,6 +431,11 @@ def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointin
     shared = 4 * size if head.weight is backbone.decoder.get_input_embeddings().weight else 0
     at_start = blocks + kept + copy_bytes(head, is_autocast) + size * (itemsize + 4)
     return StepCost(max(at_start, blocks + kept + inside + shared, kept + 3 * shared), flops, forward_flops)
+
+
+def predictors(model: SpatialVLM) -> list[Any]:
+    """Return the objectives that predict target views."""
+    return [each for each in model.active_objectives if each.target_views is not None]
 
 
 def trains(module: nn.Module) -> bool:

@@ -277,7 +277,7 @@ class VideoQATask(Task):
         both=(
             *("model.backbone", "model.geometry", "model.geometry_cache", "model.fusion", "model.view_mixer"),
             *("model.camera_encoding", "model.camera_source", "model.merged_camera", "model.time_index"),
-            *("model.text_after_vision", "model.lora", "model.objectives"),
+            *("model.text_after_vision", "model.lora", "model.output_gate", "model.objectives"),
         ),
     )
 

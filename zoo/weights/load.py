@@ -47,6 +47,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LISTED = 10  # number of names of each kind that an error shows
 MAPPED = 16 * 2**20  # a file is reopened after this many bytes were read, or after 1/64 of a large file
 UNREAD = "_unread_weights"  # attribute of a module with weights that `read_weights` will read
+Layout = Mapping[str, str]  # prefixes of official names, and of the same tensors in a `SpatialVLM`
 M = TypeVar("M", bound=nn.Module)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -158,3 +161,22 @@ def test_a_view_that_is_no_candidate_has_no_neighbor_among_them(video: Video, tm
     assert OffsetNeighbor(of="video")(chosen, scene, 4) == [0, 1, 3, 4]
     with pytest.raises(InputError, match="step 0: at least 1"):
         OffsetNeighbor(step=0)
+
+
+TABLES = Path(__file__).parents[2] / "golden" / "novel_view" / "tables.json"
+
+
+@pytest.mark.parametrize(
+    "case", json.loads(TABLES.read_text())["real_neighbours"], ids=lambda case: str(case["random_seed"])
+)
+def test_neighbors_at_random_steps_are_the_published_ones(case: dict[str, Any]) -> None:
+    pairing = OffsetNeighbor(case["mode"], step=case["max_step"], of="video", random_step=True)
+    frames = range(case["total"])
+    drawn = pairing.drawn(case["anchors"], frames, dict(enumerate(frames)), Random(case["random_seed"]))
+    assert drawn == case["result"] and pairing.varies_by_epoch
+
+
+def test_random_steps_differ_by_epoch_and_not_by_call(video: Video) -> None:
+    pairing, scene = OffsetNeighbor(step=3, of="video", random_step=True), SceneView(video)
+    first, *others = (pairing.pair([0, 5, 11], replace(scene, epoch=epoch)) for epoch in range(6))
+    assert pairing.pair([0, 5, 11], scene) == first and any(other != first for other in others)

@@ -151,7 +151,7 @@ def test_the_license_is_printed_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SLURM_PROCID", process)
-    monkeypatch.setattr("zoo.geometry.vggt.VGGT_1B", tiny_config())
+    monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", tiny_config())
     if name.startswith("VGGT"):
         (tmp_path / name).mkdir()
         save_file(hash_weights(tiny_config()), tmp_path / name / "model.safetensors")
@@ -234,7 +234,7 @@ def test_released_weights_and_their_heads_are_loaded_when_enabled(
     """VGGT-1B's architecture is shrunk here."""
     config = tiny_config()
     config["camera_head"] = {"dim_in": 64}  # VGGT-1B's but for the width
-    monkeypatch.setattr("zoo.geometry.vggt.VGGT_1B", config)
+    monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", config)
     weights, frames, whole = hash_weights(config), scenes((2, 28, 28)), hash_vggt(config)
     save_file(weights, tmp_path / "model.safetensors")
     half = PretrainedVGGT(str(tmp_path), dtype="bfloat16")
