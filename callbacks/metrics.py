@@ -287,6 +287,7 @@ class MetricsCallback(AnswerStore):
             "commit": commit,
             "is_clean": is_clean,
             "versions": versions(),
+            "attention": getattr(pl_module, "attention_kernels", None),
         }
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -360,15 +361,15 @@ def trained_weights(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
 
     Returns:
         "step" of the weights; "run_step", the last step of their run, which is later for the best checkpoint;
-        "max_steps" of the run; "training_versions" of its code. All are None for weights that were not trained by
-        `fit`.
+        "max_steps" of the run; "training_versions" of its code; "training_attention", the calls of each attention
+        kernel in its first step. All are None for weights that were not trained by `fit`.
     """
     weights: dict[str, Any] = getattr(pl_module, "trained", None) or {}
     checkpoint, run = Path(trainer.ckpt_path or ""), weights
     if checkpoint.name == BEST and checkpoint.with_name(LAST).exists():
         run = read_checkpoint(checkpoint.with_name(LAST)).get(TRAINED) or weights
     found = {"step": weights.get("step"), "run_step": run.get("step"), "max_steps": run.get("max_steps")}
-    return {**found, "training_versions": run.get("versions")}
+    return {**found, "training_versions": run.get("versions"), "training_attention": run.get("attention_kernels")}
 
 
 def small_parameters(pl_module: LightningModule) -> dict[str, list[list[float]]]:

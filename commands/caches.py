@@ -79,7 +79,8 @@ def _open_scenes(command: str, settings: Any, spec: ModelSpec) -> tuple[SceneDat
     """Return the scenes of the split, and the indices of the scenes that this process handles."""
     data, split, process = settings.data, settings.split, launcher()
     prepare_split(command, settings)
-    scenes = data.dataset(data.scenes(split), training=split == "train", spec=spec)
+    shown = [scene for scene in data.scenes(split) if not scene.is_text]
+    scenes = data.dataset(shown, training=split == "train", spec=spec)
     return scenes, range(process.global_rank(), len(scenes), process.world_size())
 
 

@@ -91,7 +91,8 @@ def check_overlap(arguments: list[str]) -> None:
 def _scenes(data: VideoQADataModule, split: Split) -> tuple[list[Scene], list[str]]:
     """Return the scenes of a split without repetitions, and their names with those of scenes without a video."""
     with as_input_error():
-        scenes = {scene.name: scene for scene in data.source.filtered_split(split, data.filter).scenes}
+        kept = data.source.filtered_split(split, data.filter).scenes
+    scenes = {scene.name: scene for scene in kept if not scene.is_text}
     return list(scenes.values()), [*scenes, *data.filter.matching(data.source.missing)]
 
 

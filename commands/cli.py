@@ -18,7 +18,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 
@@ -27,6 +27,7 @@ from callbacks.checkpoint import CheckpointFiles
 from callbacks.interrupts import Interrupts
 from commands.export import ExportingTrainer
 from commands.faults import error_line, raise_failed_construction
+from commands.machine import checkpoint_size, examine_machine
 from commands.parser import PARSER_OPTIONS, TRUST, TRUST_HELP, parse_merged
 from commands.runs import CONFIG, resolve_run, with_run
 from datamodules import VideoQADataModule
@@ -205,8 +206,11 @@ class ZooCLI(LightningCLI):
             self.parser.add_instantiator(build_unread, VideoQATask, prepend=True)
 
     def before_fit(self) -> None:
-        """Print the size of the model and of its trained parts, and the command that resumes the training."""
+        """Print the size of the model, what the machine lacks, and the command that resumes the training."""
         rank_zero_info(describe_size(self.model))
+        for finding in examine_machine(self.folder, checkpoint_size(self.model)):
+            if finding.grade == "problem" or (finding.grade == "warning" and "disk" in finding.text):
+                rank_zero_warn(finding.text)
         rank_zero_info(f"to resume it after an interruption: {self.way_on()}")
 
     def after_fit(self) -> None:

@@ -13,6 +13,7 @@ Commands:
     select-frames   choose the frames of each scene beforehand
     cache-geometry  compute 3D tokens and cameras beforehand
     cache-frames    decode and resize the frames of videos beforehand
+    doctor          print what the machine, the data and the weights lack for a training, each with its remedy
     plan            print what a training needs: GPUs, memory, hours, and the command that starts it
     check-encoding  measure a camera encoding (also your own): symmetries, channels, cost, and how it disturbs a model
     score           score a file of answers, without a model
@@ -69,6 +70,7 @@ OTHERS = {
     "select-frames": "commands.select_frames:select_frames",
     "cache-geometry": "commands.caches:cache_geometry",
     "cache-frames": "commands.caches:cache_frames",
+    "doctor": "commands.doctor:doctor",
     "plan": "commands.plan:plan",
     "score": "commands.score:score",
     "report": "commands.report:report",

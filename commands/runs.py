@@ -173,7 +173,7 @@ def load_run(
     given = config["data"]
     data = from_config(VideoQADataModule, given) if data_config is None else _other_data(given, data_config)
     data.prepare_splits((split,))
-    dataset = data.dataset(data.scenes(split)[:num_scenes])
+    dataset = data.dataset([scene for scene in data.scenes(split) if not scene.is_text][:num_scenes])
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return LoadedRun(run, model, data, dataset)
 

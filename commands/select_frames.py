@@ -93,7 +93,7 @@ def select_frames(arguments: list[str]) -> None:
     settings = build(parser, parsed)
     data, split = settings.data, settings.split
     prepare_split("select-frames", settings)
-    scenes = data.dataset(data.scenes(split))
+    scenes = data.dataset([scene for scene in data.scenes(split) if not scene.is_text])
     made_by = data.sampler.shared_settings(scenes.num_views)
     names = {"sampler": type(data.sampler).__name__, "frames": data.num_frames, "settings": fingerprint(made_by)[:8]}
     output = Path(settings.output or DEFAULT_OUTPUT.format(**names)).expanduser()

@@ -41,6 +41,7 @@ class ChatFormat:
         text.
         """
         text = user_text(question, self.benchmark)
+        media = media or [[]]  # text alone
         is_raw = isinstance(question, RawQuestion)
         before, *after = MEDIUM_MARK.split(text) if is_raw else [text]
         if not after:

@@ -13,17 +13,19 @@ from torch.utils.data import Dataset
 from datamodules.chat_format import ChatFormat, Content, media_of
 from datamodules.dataset import format_scene_error
 from datamodules.question_sampler import TrainingItem
-from datamodules.scenes import Question, num_answers
+from datamodules.scenes import Question, RawQuestion, num_answers
 from zoo.benchmarks import Benchmark
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.geometry.cache import STILLS_OF_ANOTHER_GRID
 from zoo.model_spec import ModelSpec
-from zoo.sequence_builder import SequenceBuilder
+from zoo.sequence_builder import SequenceBuilder, shown_by
 from zoo.sequences.batch import Batch, OptimizerStep, Prompt, Record, Sequences
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 from zoo.sequences.loaded_scene import LoadedScene, PreparedScene
 from zoo.sequences.packing import IGNORED, Row
+
+BLANK = RawQuestion("blank", "", "?", ".")
 
 
 class Collate(ABC):
@@ -59,15 +61,18 @@ class Collate(ABC):
         records: list[Record] = []
         failed: list[Record] = []
         counts: list[int] = []
+        text_counts: list[int] = []
         for scene in loaded:
             if unreadable := scene.error or (self.requires_targets and scene.target_error):
                 failed += [_failure(scene, question, unreadable) for question in scene.questions]
                 continue
-            # 1. The scene.
+            # 1. The scene. Text has none.
+            prepared, media = None, list[Content]()
             try:
-                prepared = self.prepare(scene)
-                self.spec.check_cameras(prepared)
-                media = self.media(scene, prepared)
+                if not scene.is_text:
+                    prepared = self.prepare(scene)
+                    self.spec.check_cameras(prepared)
+                    media = [*self.media(scene, prepared)]
             except SCENE_FAULTS as error:
                 reason = format_scene_error(scene.name, error)
                 failed += [_failure(scene, question, reason) for question in scene.questions]
@@ -83,13 +88,16 @@ class Collate(ABC):
                 usable.append(question)
                 rows.append(row)
                 records.append(record(scene, question, prompt))
-                scene_of.append(len(scenes))
+                scene_of.append(len(scenes) if prepared is not None else -1 - len(text_counts))
             if scene.questions and not usable:
                 continue
-            scenes.append(prepared)
-            counts.append(self._num_answers(replace(scene, questions=tuple(usable))))
+            if prepared is not None:
+                scenes.append(prepared)
+            count = self._num_answers(replace(scene, questions=tuple(usable)))
+            (text_counts if prepared is None else counts).append(count)
         # 3. Sequences.
         sequences, prompts = self._build(rows, scene_of, scenes) if rows else (None, [])
+        counts += text_counts
         failed_answers = sum(map(self._num_answers, loaded)) - sum(counts)
         vision, step = self.builder.vision(scenes), step_of(loaded)
         return Batch(scenes, vision, sequences, prompts, records, failed, counts, failed_answers, step)
@@ -149,12 +157,13 @@ class Collate(ABC):
         return media_of(loaded, prepared.cameras if self.poses_in_prompt else None)
 
     def _row(
-        self, scene: LoadedScene, question: Question, prepared: PreparedScene, media: Sequence[Content]
+        self, scene: LoadedScene, question: Question, prepared: PreparedScene | None, media: Sequence[Content]
     ) -> tuple[Row, str]:
         """Return the tokens of a question, and its prompt as text."""
         self.chat_format.check(question)
         texts = self._texts(question, media)
-        tokens = self.preprocessor.tokenize(texts, prepared.media_grids, self.spec.extra_tokens, scene.frame_times)
+        grids = () if prepared is None else prepared.media_grids
+        tokens = self.preprocessor.tokenize(texts, grids, self.spec.extra_tokens, scene.frame_times)
         labels = tokens.labels if scene.is_supervised else torch.full_like(tokens.labels, IGNORED)
         return Row.of(tokens.input_ids, labels), texts[0]
 
@@ -193,11 +202,40 @@ class TrainingCollate(Collate):
         if pack_scenes:
             self.spec.check_scene_packing()
 
+    def __call__(self, loaded: Sequence[LoadedScene]) -> Batch:
+        """Build a batch. One of text alone also shows a blank video, from which nothing is learned.
+
+        So each process uses the same parts in each step, as DDP and FSDP2 require: the vision encoder and what follows
+        it have zero-valued gradients.
+        """
+        batch = super().__call__(loaded)
+        if batch.sequences is not None and not batch.scenes:
+            return super().__call__([*loaded, self.blank(loaded[0])])
+        return batch
+
+    def blank(self, like: LoadedScene) -> LoadedScene:
+        """Return a video of two black frames with cameras and depth, in the step of another scene."""
+        side = 2 * self.spec.frames.token_px
+        both = torch.eye(4, dtype=torch.float64).repeat(TEMPORAL_PATCH_SIZE, 1, 1)
+        depth = torch.ones(TEMPORAL_PATCH_SIZE, side, side)
+        return LoadedScene(
+            BLANK.id,
+            (BLANK,),
+            torch.zeros(TEMPORAL_PATCH_SIZE, 3, side, side, dtype=torch.uint8),
+            frame_indices=tuple(range(TEMPORAL_PATCH_SIZE)),
+            frame_times=tuple(float(frame) for frame in range(TEMPORAL_PATCH_SIZE)),
+            seconds_per_grid=1.0,
+            geometry=SceneGeometry(world_to_camera=both, K_normalized=both[:, :3, :3], depth=depth),
+            question_types=like.question_types,
+            is_supervised=False,
+            step=like.step,
+        )
+
     def _texts(self, question: Question, media: Sequence[Content]) -> list[str]:
         return self.chat_format.chat(question, media, with_answers=True)
 
     def _row(
-        self, scene: LoadedScene, question: Question, prepared: PreparedScene, media: Sequence[Content]
+        self, scene: LoadedScene, question: Question, prepared: PreparedScene | None, media: Sequence[Content]
     ) -> tuple[Row, str]:
         row, prompt = super()._row(scene, question, prepared, media)
         if len(row.input_ids) > (limit := self.spec.context_length):
@@ -237,7 +275,7 @@ class QuestionCollate(Collate):
         self, rows: list[Row], scene_of: list[int], scenes: list[PreparedScene]
     ) -> tuple[Sequences | None, list[Prompt]]:
         prompts = [row.input_ids.tolist() for row in rows]
-        return None, self.builder.prompts(prompts, [[i] for i in scene_of], scenes, self.questions_per_batch)
+        return None, self.builder.prompts(prompts, shown_by(scene_of), scenes, self.questions_per_batch)
 
 
 class SceneCollate:

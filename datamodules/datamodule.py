@@ -37,7 +37,6 @@ from datamodules.samplers import Consecutive, FramePairing, FrameSampler, Unifor
 from datamodules.scenes import Scene, file_size, num_answers, questions_fingerprint
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import QuestionFilter, Split
-from datamodules.sources.conversations import NO_MEDIUM
 from datamodules.video import companion_name
 from zoo.benchmarks import Benchmark
 from zoo.configuration import Configurable, OptionEffects, known_config
@@ -398,12 +397,14 @@ class VideoQADataModule(Configurable, LightningDataModule):
     def train_dataloader(self) -> TrainingLoader:
         trainer = self.trainer
         assert trainer is not None
-        if self.training_spec.asks_in_training and self.pack_scenes:
+        asks = self.training_spec.asks_in_training  # the model then generates answers, and each question counts once
+        if asks and self.pack_scenes:
             raise InputError("--data.pack_scenes: GRPO has sequences of its own for each scene, leave it out")
         scenes = self.trained_scenes = self.scenes("train")
-        self._refuse_incomplete(scenes)
+        self.refuse_incomplete(scenes)
         self._file_sizes = [file_size(scene) for scene in scenes]
-        asks = self.training_spec.asks_in_training  # the model then generates answers, and each question counts once
+        if (asks or self.training_spec.preprocessor is None) and any(scene.is_text for scene in scenes):
+            raise InputError("the train split has rows of plain text, and this training needs a video: leave them out")
         dataset = self.dataset(scenes, training=True)
         sampler = self.question_sampler = QuestionSampler(
             [len(scene.questions) for scene in dataset.scenes],
@@ -439,13 +440,13 @@ class VideoQADataModule(Configurable, LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _refuse_incomplete(self, scenes: Sequence[Scene]) -> None:
+    def refuse_incomplete(self, scenes: Sequence[Scene]) -> None:
         """Raise an InputError if training scenes lack videos, cameras or depth and the training needs them all.
 
         All scenes without a video are listed in a file.
         """
         unusable, reasons = unusable_scenes(scenes, self.training_spec), list[str]()
-        absent = [name for name in self.missing if name != NO_MEDIUM]
+        absent = [*self.missing]
         if absent and self.on_missing == "raise":
             reasons.append(self._describe_missing(absent, len(scenes)))
         if len(unusable) > (MAX_SKIPPED * len(scenes) if self.on_error == "skip" else 0):
@@ -639,7 +640,7 @@ def describe_unusable(errors: Mapping[str, str], scenes: Sequence[Scene]) -> str
 
 def _put_beside(scenes: Sequence[Scene], suffix: str) -> str:
     """Return the hint to put a file beside the first video. It is empty for still images, which have no such file."""
-    video = next((scene.video for scene in scenes if not scene.images), None)
+    video = next((scene.video for scene in scenes if not (scene.images or scene.is_text)), None)
     return "" if video is None else f"put {companion_name(video)}.{suffix} beside {video} etc., or "
 
 

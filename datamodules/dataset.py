@@ -106,6 +106,9 @@ class SceneDataset(Dataset):
             "step": item.step,
         }
 
+        if scene.is_text:
+            return LoadedScene(scene.name, **asked)
+
         def read() -> LoadedScene:
             reason = ""
             for _ in range(MAX_ATTEMPTS):
@@ -137,7 +140,7 @@ class SceneDataset(Dataset):
 
     def num_patches(self, scene: Scene) -> int:
         """Return the number of temporal patches of a scene, as far as it is known before the scene is read."""
-        if scene.images:
+        if scene.images or scene.is_text:
             return len(scene.images)
         return self.num_frames // TEMPORAL_PATCH_SIZE if self.frames_as == "video" else self.num_views
 
@@ -369,6 +372,8 @@ def check_depth(loaded: LoadedScene, spec: ModelSpec, view: SceneView) -> Loaded
 
 def check_scene(scene: Scene, spec: ModelSpec) -> None:
     """Raise an InputError if a scene lacks cameras or depth that the model reads."""
+    if scene.is_text:
+        return
     if spec.requires_cameras and scene.cameras is None:
         put = "" if scene.images else f"put {companion_name(scene.video)}.cameras.json beside it, "
         raise InputError(

@@ -62,6 +62,7 @@ class Scene:
         cameras: File with one camera per raw frame, see `datamodules.cameras_file`.
         depth: Depth of each raw frame, see `datamodules.depth`.
         images: Files of still images, in place of a video.
+        is_text: Whether the questions show neither a video nor images. `video` is then the file that holds them.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Scene:
     cameras: Path | None = None
     depth: Path | None = None
     images: tuple[Path, ...] = ()
+    is_text: bool = False
 
 
 def num_answers(questions: Sequence[Question]) -> Int[np.ndarray, " Q"]:

@@ -49,7 +49,7 @@ CORE = {
     *("zoo.fusions.base", "zoo.fusions.entrance", "zoo.objectives.base", "zoo.objectives.camera_prediction"),
     *("zoo.tasks.base", "zoo.tasks.fsdp2", "zoo.tasks.models", "zoo.tasks.video_qa"),
     *("commands.cli", "commands.export", "commands.faults", "commands.main", "commands.parser"),
-    "commands.runs",
+    *("commands.machine", "commands.runs"),
 }
 NAMES_A_BACKBONE = ("zoo.backbones", "zoo.checkpoints", "zoo.published", "zoo.tasks.models")
 

@@ -102,6 +102,11 @@ def visual_sources(
     return sources[0], sources[1]
 
 
+def shown_by(scene_of: Sequence[int]) -> list[list[int]]:
+    """Return the scenes of each row, given its scene. A negative number is text, which has none."""
+    return [[scene] if scene >= 0 else [] for scene in scene_of]
+
+
 # ---- The builder -----------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +149,8 @@ class SequenceBuilder:
 
         Args:
             rows: One per question, with its answer.
-            scene_of: The scene of each row.
+            scene_of: The scene of each row. A negative number is text without a scene, of which equal numbers belong
+                together.
             scenes: Scenes of the batch.
             max_tokens: Maximum number of tokens of a sequence with several questions or several scenes.
             packs_scenes: Whether scenes share sequences.
@@ -167,7 +173,7 @@ class SequenceBuilder:
         offset = pad_sequence([row.position_offset for row in rows], batch_first=True)
         lengths = torch.tensor([len(row.input_ids) for row in rows])
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
-        made = self.build(ids, mask, scenes, [[scene] for scene in scene_of], labels=labels, position_offset=offset)
+        made = self.build(ids, mask, scenes, shown_by(scene_of), labels=labels, position_offset=offset)
         packing = None
         if packs_scenes:
             groups = torch.zeros_like(ids) if group is None else group

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from zoo.benchmarks import Benchmark
 from zoo.errors import InputError
 from zoo.files.fingerprint import fingerprint
 
-NO_MEDIUM = "rows without a video or image"  # rows of plain text count as missing under this name
+NO_MEDIUM = "rows that name no video or image"  # rows that need one count as missing under this name
+TEXT, UNNAMED = -1, -2  # in place of a medium: plain text, and a row with a mark that names no medium
 MOST_LISTED = 20  # datasets or question types in an error
 ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
 
@@ -27,7 +29,9 @@ ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": 
 class Conversations(SceneSource):
     r"""Questions and free answers about videos or images, for training.
 
-    All questions about one video, or about the same images, form one scene.
+    All questions about one video, or about the same images, form one scene. A row that names neither is plain text and
+    a scene of its own, `text/<id>`, which trains as text. To train on text at a share of the questions, give its file
+    and the others a `weight` in a `Mixture`.
 
         {"video": "scannet/scene0000_00.mp4", "conversations": [{"from": "human", "value": "<video>\nHow many ...?"},
                                                                  {"from": "gpt", "value": "4"}]}
@@ -41,7 +45,8 @@ class Conversations(SceneSource):
     "content" may be a list of parts, such as {"type": "video", "video": "a.mp4"} and {"type": "text", "text": "?"}.
 
     Texts are used unchanged. The media replace the marks <video> or <image> (VSI-590K marks videos by <image> as well),
-    or come first if there are no marks. Rows of plain text and rows with missing files count as missing.
+    or come first if there are no marks. Rows with missing files count as missing. So do rows with a mark that name no
+    file and, in an evaluation, rows of plain text.
 
     Args:
         path: The file. `data.jsonl%25` selects a fixed 25 % of its rows, or of those that `datasets` and
@@ -110,22 +115,26 @@ class Conversations(SceneSource):
             chosen = np.repeat(chosen, rows.num_turns[chosen])
         # 2. The questions of each video.
         shown = rows.medium[chosen]
+        shown = np.where((shown == TEXT) & (not self.evaluation), len(media) + chosen, shown)  # each row by itself
         order = np.argsort(shown, kind="stable")
         found, starts = np.unique(shown[order], return_index=True)
         questions: dict[MediaFiles, Sequence[Question]] = {}
+        texts: list[Scene] = []
         self.missing = {}
         for medium, own in zip(found.tolist(), np.split(order, starts[1:]), strict=False):
             asked = PackedQuestions(rows, self.path.stem, chosen[own], turns[own])
             if self.evaluation:
                 self._check(asked)
             if medium < 0:
-                self.missing[NO_MEDIUM] = by_type(asked)
+                self.missing.setdefault(NO_MEDIUM, Counter()).update(by_type(asked))
+            elif medium >= len(media):
+                texts.append(Scene(f"text/{asked[0].id.partition('.')[0]}", self.path, asked, is_text=True))
             else:
                 questions[media[medium]] = asked
-        if not questions:
+        if not questions and not texts:
             of_type = f" and a question_type of {self.benchmark.name}" if self.evaluation else ""
             raise ValueError(f"{self.path}: no row has a video or image{of_type}")
-        return list_scenes(self.videos, questions, self.missing, self.cameras)
+        return list_scenes(self.videos, questions, self.missing, self.cameras) + texts
 
     def _check(self, questions: Sequence[Question]) -> None:
         """Check the right answers of a test: one that no answer can match would score 0 without a word."""
@@ -149,7 +158,7 @@ class PackedRows:
     Attributes:
         texts: JSON of each row: its line or position in the file, its question type, and question, answer, question...
         ends: End of each row's text.
-        medium: Index of each row's video or images; -1 for plain text.
+        medium: Index of each row's video or images, `TEXT` or `UNNAMED`.
         num_turns: Number of question-answer pairs in each row.
         has_type: Whether a row's question type can be scored.
     """
@@ -262,7 +271,8 @@ def read_conversations(
             raise ValueError(f"{where}: a text has half of a surrogate pair, which is no character") from error
         ends.append(len(texts))
         num_turns.append(len(turns) // 2)
-        medium_of.append(-1 if medium is None else media.setdefault(medium, len(media)))
+        without = UNNAMED if any(map(MEDIUM_MARK.search, turns[::2])) else TEXT
+        medium_of.append(without if medium is None else media.setdefault(medium, len(media)))
     for name, asked in (("datasets", only_datasets), ("question_types", only_types)):
         if absent := [each for each in asked or () if each not in found[name]]:
             known = sorted(found[name])

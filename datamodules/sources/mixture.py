@@ -137,7 +137,7 @@ class Mixture(SceneSource):
         if self.weights is None:
             return [scene for part in parts for scene in part]
         if empty := [i for i, part in enumerate(parts) if not part]:
-            raise ValueError(f"Mixture: part {empty[0] + 1} has no scene with a video{described}")
+            raise ValueError(f"Mixture: part {empty[0] + 1} has no scene with a video, and no text{described}")
         sizes = [sum(len(scene.questions) for scene in part) for part in parts]
         longest = max(size / weight for size, weight in zip(sizes, self.weights, strict=True))
         counts = [round(longest * weight) for weight in self.weights]

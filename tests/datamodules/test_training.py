@@ -442,7 +442,7 @@ def test_missing_cameras_end_a_training_before_its_first_step(root: Path, tmp_pa
 
 
 class Incomplete(Readable):
-    """Some videos of two folders are missing, and a row has none."""
+    """Some videos of two folders are missing, and a row names none."""
 
     def scenes(self, split: Split) -> list[Scene]:
         names = [*(f"far/{i}" for i in range(7)), "near/videos/0", NO_MEDIUM]
@@ -455,13 +455,14 @@ def test_missing_videos_end_a_training_before_its_first_step_unless_they_are_ski
 ) -> None:
     monkeypatch.chdir(tmp_path)
     says = (
-        "^the videos or images of 8 training scenes are missing, and 9 scenes are there: 7 in far, 1 in near/videos; "
-        "first far/0, far/1, .*; missing_scenes.txt lists all: .* --data.on_missing skip$"
+        "^the videos or images of 9 training scenes are missing, and 9 scenes are there: 7 in far, 1 in near/videos, "
+        "1 in .; first far/0, far/1, .*; missing_scenes.txt lists all: .* --data.on_missing skip$"
     )
     learner = Learner()
     with pytest.raises(InputError, match=says):
         fit(tmp_path / "run", Incomplete(root), learner, max_epochs=1)
-    assert Path("missing_scenes.txt").read_text().splitlines()[1:] == [*(f"far/{i}" for i in range(7)), "near/videos/0"]
+    names = [*(f"far/{i}" for i in range(7)), "near/videos/0", NO_MEDIUM]
+    assert Path("missing_scenes.txt").read_text().splitlines()[1:] == names
     assert not learner.asked
     assert fit(tmp_path / "run", Incomplete(root), max_epochs=1, on_missing="skip").asked
     Path("missing_scenes.txt").unlink()

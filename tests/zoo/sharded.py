@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -34,6 +35,8 @@ from callbacks.checkpoint import CheckpointFiles
 from commands.export import ExportingTrainer
 from datamodules import Rooms, VideoQADataModule
 from datamodules.resize import PixelBounds
+from datamodules.scenes import Scene
+from datamodules.sources.base import Split
 from tests.conftest import ROOMS
 from tests.processes import free_port
 from zoo import (
@@ -95,6 +98,7 @@ SETTINGS = {
     "every part, bfloat16": Settings(("one", "fsdp2", "control"), "bf16-mixed", accumulate=2, is_tested=False),
     "lora": Settings(tuple(RUNS), "bf16-mixed", accumulate=2),
     "within layers": Settings(("one", "fsdp2")),
+    "text": Settings(("one", "ddp", "fsdp2"), is_tested=False),
     "shapes": Settings(("ddp", "fsdp2"), batch_size=2, is_tested=False),
 }
 
@@ -140,6 +144,7 @@ def cases(released: Path, run: str = "one") -> dict[str, Callable[[], VideoQATas
         "lora": lambda: BaselineVLM(backbone=OLD(dtype="bfloat16"), objectives=heads(), **mixed),
         "spatial": lambda: SpatialMLLM(backbone=OLD(), geometry=VGGT, **frozen),
         "within layers": lambda: GeoThinker(backbone=OLD(), geometry=VGGT, fusion=WITHIN_LAYERS, **every),
+        "text": lambda: GeoThinker(backbone=NEW(), geometry=VGGT, fusion=WITHIN_LAYERS, **every),
         "hybrid": lambda: PRoPEMLLM(
             Compose([RayRoPE(), DeltaNetLayers(PRoPE(UnrotatedChannels(), "vo"))]), backbone=HYBRID(), **every
         ),
@@ -197,7 +202,7 @@ def run(name: str, folder: Path, rooms: str, case: str, released: Path, resumed:
     settings = SETTINGS.get(case, Settings())
     task, record = cases(released, name)[case](), Record()
     data = VideoQADataModule(
-        Rooms(scenes=ROOMS, root=rooms),
+        (HalfText if case == "text" else Rooms)(scenes=ROOMS, root=rooms),
         num_frames=4,
         pixels=PixelBounds(784, 65536, legacy_folder_resize=False),
         question_types=["room_size_estimation", "object_counting"],
@@ -246,6 +251,18 @@ def changed(name: str, case: str, rank: int) -> Iterator[None]:
             apart = patch("zoo.geometry.base.same_shape", lambda frames: [[i] for i in range(len(frames))])
             changes.enter_context(apart)
         yield
+
+
+class HalfText(Rooms):
+    """Every second scene of the training is plain text, so a process has batches without images."""
+
+    def scenes(self, split: Split) -> list[Scene]:
+        scenes = super().scenes(split)
+        is_text = [split == "train" and number % 2 == 1 for number in range(len(scenes))]
+        return [
+            replace(scene, is_text=True, cameras=None, depth=None) if text else scene
+            for scene, text in zip(scenes, is_text, strict=True)
+        ]
 
 
 class KeepFirst(Callback):

@@ -34,6 +34,7 @@ CASES = [
     "spatial",
     "hybrid",
     "within layers",
+    "text",
     "released, lora",
 ]
 

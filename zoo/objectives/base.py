@@ -227,7 +227,7 @@ class Decoded:
     def _rows_of(self, scene: int) -> list[int]:
         """Return the sequences that show a scene and are learned from."""
         rows = zip(self.sequences.scene_index, self.sequences.num_answers, strict=True)
-        return [row for row, (shown, count) in enumerate(rows) if count and shown[0] == scene]
+        return [row for row, (shown, count) in enumerate(rows) if count and shown[:1] == [scene]]
 
 
 # ---- Base class of objectives ---------------------------------------------------------------------------------------

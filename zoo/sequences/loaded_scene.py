@@ -234,6 +234,11 @@ class LoadedScene(Movable):
     target_error: str | None = None
 
     @property
+    def is_text(self) -> bool:
+        """Whether the questions are plain text, without a video or images."""
+        return self.frames is None and self.error is None
+
+    @property
     def target_geometry(self) -> SceneGeometry | None:
         """The dataset's geometry with the true cameras. Whatever is learned, or compared with predictions, is its."""
         return self.geometry if self.true_geometry is None else self.true_geometry

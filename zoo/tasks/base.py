@@ -206,6 +206,7 @@ class Task(Configurable, LightningModule):
         self.learning_rates, self.optimizer, self.scheduler = learning_rates, optimizer, scheduler
         self.frozen_weights: dict[str, dict[str, Any]] = {}
         self.trained: dict[str, Any] | None = None
+        self.attention_kernels: dict[str, int] | None = None  # calls of each in the run's first forward pass
         self.began: dict[str, list[float]] = {}
         self.run: dict[str, Any] | None = None
         self._step: OptimizerStep | None = None
@@ -325,7 +326,8 @@ class Task(Configurable, LightningModule):
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == "fit":
             max_steps = int(trainer.estimated_stepping_batches)
-            self.trained = {"step": trainer.global_step, "max_steps": max_steps, "versions": versions()}
+            progress = {"step": trainer.global_step, "max_steps": max_steps, "versions": versions()}
+            self.trained = progress | {"attention_kernels": self.attention_kernels}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the tensors of `saved_names`, and add the task's configuration and training progress."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from zoo.attention_kernels import count_kernels, describe_kernels
 from zoo.backbones.base import Preprocessor
 from zoo.cameras.scene_geometry import PatchCameras
 from zoo.configuration import Configurable, OptionEffects
@@ -339,6 +341,7 @@ class VideoQATask(Task):
         self.frozen_weights = frozen_weights(self.model)  # computed now, because files may be replaced during training
         if gradient_checkpointing:
             self.model.backbone.enable_gradient_checkpointing()
+        self.is_compiled = compile_decoder or self.model.backbone.attn_implementation == "flex_attention"
         if compile_decoder:
             self.model.backbone.compile_layers()
         self.train()
@@ -456,9 +459,21 @@ class VideoQATask(Task):
         for group in self.trainer.optimizers[0].param_groups:
             # a CPU tensor, because Lightning would copy a number to the GPU and wait for it
             self.log(f"lr/{group['name']}", torch.tensor(group["lr"]), batch_size=1)
-        loss, logged = self.algorithm.step_loss(self.model, batch, self._teacher_targets)
+        with self.counted_attention(batch):
+            loss, logged = self.algorithm.step_loss(self.model, batch, self._teacher_targets)
         self.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=len(batch.records))
         return loss
+
+    @contextmanager
+    def counted_attention(self, batch: Batch) -> Iterator[None]:
+        """Count the attention kernels of a run's first step, for its log and its results."""
+        if self.attention_kernels is not None or self.is_compiled or not batch.scenes:
+            yield
+            return
+        with count_kernels() as found:
+            yield
+        self.attention_kernels = dict(found)
+        rank_zero_info(f"attention in the first step: {describe_kernels(found)}")
 
     def on_train_batch_end(self, *outputs: Any) -> None:
         """See `Task`. The teacher's outputs are released, because they take as much memory as hidden states."""
@@ -489,7 +504,9 @@ class VideoQATask(Task):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Return prediction records with their scores."""
-        return with_scores(self.predict_batch_with_retry(batch), self.data_settings.benchmark, self.scorer)
+        with self.counted_attention(batch):
+            answered = self.predict_batch_with_retry(batch)
+        return with_scores(answered, self.data_settings.benchmark, self.scorer)
 
     test_step = validation_step
 

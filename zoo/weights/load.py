@@ -196,16 +196,24 @@ class StoredTensors(LazyTensors):
         # one file would take twice its size.
         if self._open is None or self._open[0] is not file or self._left_to_map < 0:
             self._open = None
-            self._open, self._left_to_map = (file, _open_file(file)), max(MAPPED, file.stat().st_size // 64)
-            listed = {each for each, own in self.names.items() if own is file}
-            if differing := sorted(listed.symmetric_difference(self._open[1].keys())):
-                raise InputError(
-                    f"{file} and its index differ in {len(differing)} tensors: {list_names(differing)}; download both "
-                    "again"
-                )
+            self._open, self._left_to_map = (file, self._checked(file)), max(MAPPED, file.stat().st_size // 64)
         tensor: Tensor = self._open[1].get_tensor(name)
         self._left_to_map -= tensor.nbytes
         return tensor
+
+    def check(self) -> None:
+        """Open each file, which compares its size with its tensors and its names with the index. None is read."""
+        for file in self.files:
+            self._checked(file)
+
+    def _checked(self, file: Path) -> Any:
+        opened = _open_file(file)
+        listed = {each for each, own in self.names.items() if own is file}
+        if differing := sorted(listed.symmetric_difference(opened.keys())):
+            raise InputError(
+                f"{file} and its index differ in {len(differing)} tensors: {list_names(differing)}; download both again"
+            )
+        return opened
 
 
 def _open_file(path: Path) -> Any:

@@ -65,8 +65,12 @@ def test_questions_of_one_video_are_one_scene(tmp_path, name):
     scenes = {scene.name: scene for scene in source.scenes("train")}
     pictures = [*scenes][3]
     assert [*scenes] == [
-        *("scannet/scene0000_00", "arkitscenes/41069025", "pictures/1.jpg", pictures, "scannet/scene0001_00")
+        *("scannet/scene0000_00", "arkitscenes/41069025", "pictures/1.jpg", pictures, "scannet/scene0001_00"),
+        "text/data-8",
     ]
+    (hello,) = scenes["text/data-8"].questions
+    assert [name for name, scene in scenes.items() if scene.is_text] == ["text/data-8"]
+    assert (hello.question, hello.ground_truth) == ("Hello?", "Hi there.")
     assert pictures.startswith("pictures/1.jpg+") and len(scenes[pictures].images) == 2
     chairs, lamp = scenes["scannet/scene0000_00"].questions
     assert chairs == RawQuestion("data-1", "", f"<video>\nHow many chairs are there?\n{SHORT}", "4")
@@ -80,9 +84,9 @@ def test_questions_of_one_video_are_one_scene(tmp_path, name):
     assert (cup.ground_truth, color.ground_truth) == ("A cup.", "Red.")
     assert scenes["pictures/1.jpg"].images == (tmp_path / "pictures/1.jpg",)
     assert scenes["scannet/scene0001_00"].video == tmp_path / "scannet/scene0001_00"
-    assert totals(source) == {NO_MEDIUM: 1, "scannet/gone": 1, "pictures/gone.jpg": 1}
-    assert sum(len(scene.questions) for scene in scenes.values()) + 3 == len(ROWS)
-    left, right = Conversations(str(tmp_path / name), separate_turns=True).scenes("train")[-1].questions
+    assert totals(source) == {"scannet/gone": 1, "pictures/gone.jpg": 1}
+    assert sum(len(scene.questions) for scene in scenes.values()) + 2 == len(ROWS)
+    left, right = Conversations(str(tmp_path / name), separate_turns=True).scenes("train")[-2].questions
     assert (left.id, right.id, right.question, right.later_turns) == ("data-9.1", "data-9.2", "And right?", ())
 
 
@@ -94,7 +98,10 @@ def test_videos_may_lie_elsewhere_and_have_cameras(tmp_path):
     first, second, *_ = Conversations(str(path), videos=str(tmp_path / "videos")).scenes("train")
     assert first.cameras == tmp_path / "videos/scannet/scene0000_00.cameras.json" and second.cameras is None
     nowhere = Conversations(str(path))
-    assert nowhere.scenes("train") == [] and sum(totals(nowhere).values()) == len(ROWS)
+    (text,) = nowhere.scenes("train")
+    assert text.is_text and sum(totals(nowhere).values()) == len(ROWS) - 1
+    marked = Conversations(str(write(tmp_path, [says("<video>\nIs there a lamp?", "Yes."), says("?", "!")])))
+    assert [scene.is_text for scene in marked.scenes("train")] == [True] and totals(marked) == {NO_MEDIUM: 1}
 
     clip = "videos/scannet/scene0000_00"
     for named, name in ((tmp_path / f"{clip}.mp4", "scannet/scene0000_00"), (f"../{clip}.mp4", clip)):
@@ -235,7 +242,9 @@ def test_other_bad_files(tmp_path):
     with pytest.raises(ValueError, match=r"a\.json: expected a list of objects"):
         Conversations(str(tmp_path / "a.json")).scenes("train")
     with pytest.raises(ValueError, match="no row has a video or image"):
-        Conversations(str(write(tmp_path, [says("?", "!")]))).scenes("train")
+        Conversations(str(write(tmp_path, [says("<image>?", "!")]))).scenes("train")
+    with pytest.raises(ValueError, match="no row has a video or image"):  # a test shows something
+        Conversations(str(write(tmp_path, [says("?", "!")])), evaluation=True).scenes("test")
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(ValueError, match="no row has a video or image"):
         Conversations(str(tmp_path / "empty.jsonl%25")).scenes("train")
