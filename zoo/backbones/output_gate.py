@@ -36,7 +36,7 @@ class OutputGate(Configurable, nn.Module):
         >>> from zoo import SpatialVLM
         >>> model = SpatialVLM(output_gate=OutputGate(per="head"))
         >>> len(model.output_gate.gates), model.output_gate.gates[0].bias.tolist()
-        (4, [4.0, 4.0, 4.0, 4.0])
+        (4, [4.0, 4.0, 4.0, 4.0, 4.0, 4.0])
     """
 
     def __init__(
