@@ -27,7 +27,7 @@ from zoo.configuration import (
     DOTTED,
     Configurable,
     OptionEffects,
-    changed_options,
+    changed_flat,
     flatten,
     is_covered,
     known_config,
@@ -109,12 +109,12 @@ class RunRecord:
         but with the same precision.
         """
         harmless = self.effects.harmless("training")
-        return changed_options(_parts(self.options, parts), _parts(other.options, parts), harmless)
+        return changed_flat(_parts(self.options, parts), _parts(other.options, parts), harmless)
 
     def same_answers(self, other: RunRecord, parts: Collection[str] = ANSWERED) -> list[str]:
         """Return the options in which the answers of two runs with the same weights may differ."""
         harmless = self.effects.harmless("answers")
-        return changed_options(_parts(self.options, parts), _parts(other.options, parts), harmless)
+        return changed_flat(_parts(self.options, parts), _parts(other.options, parts), harmless)
 
 
 def _parts(options: Mapping[str, Any], parts: Collection[str]) -> dict[str, Any]:

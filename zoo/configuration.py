@@ -360,7 +360,11 @@ def changed_options(before: Any, now: Any, excepted: Collection[str] = ()) -> li
         >>> changed_options(one, other), changed_options(one, other, ("model.fusion",))
         (['model.fusion', 'model.r'], ['model.r'])
     """
-    one, other = flatten(before), flatten(now)
+    return changed_flat(flatten(before), flatten(now), excepted)
+
+
+def changed_flat(one: Mapping[str, Any], other: Mapping[str, Any], excepted: Collection[str] = ()) -> list[str]:
+    """Return the same as `changed_options` for configs that are flattened, which must not be done twice."""
     differing = [
         name
         for name in sorted(one | other)
