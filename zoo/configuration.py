@@ -367,7 +367,7 @@ def changed_flat(one: Mapping[str, Any], other: Mapping[str, Any], excepted: Col
     """Return the same as `changed_options` for configs that are flattened, which must not be done twice."""
     differing = [
         name
-        for name in sorted(one | other)
+        for name in sorted({*one, *other})
         if not is_covered(name, excepted) and not is_same_value(name, one.get(name), other.get(name))
     ]
     parts = {name.removesuffix(".class_path") for name in differing if name.endswith(".class_path")}
