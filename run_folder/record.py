@@ -68,8 +68,9 @@ ANSWERED = ("model", "data", *OF_COMMAND.both, *OF_COMMAND.answers)  # parts on 
 class RunRecord:
     """The options of a run, and what each of them changes.
 
-    Two runs are compared by `same_training` (may one go on with the other's checkpoint, are they repetitions?) and by
-    `same_answers` (would the same weights give the same answers?). Both return the names of the options that differ.
+    Two runs are compared by `same_training` (may one go on with the other's checkpoint?) and by `same_answers` (would
+    the same weights give the same answers?). Both return the names of the options that differ. Reports and studies ask
+    `changes_training`, because repetitions also agree in the options of the Trainer.
 
     Attributes:
         options: Options by dotted name.

@@ -141,7 +141,8 @@ def ask_all(
     config, scenes = config_of(run.folder), run.dataset.scenes
     greedy = {name: value for name, value in (config["model"].get("init_args") or {}).items() if name in GREEDY}
     code = fingerprint_code(config, run.model, *interventions)
-    data = RunRecord.of({"data": {"class_path": type(run.data).__name__, "init_args": known_config(run.data)}})
+    own = {"class_path": type(run.data).__name__, "init_args": known_config(run.data)}
+    data = RunRecord.of({"data": own}, run.data)
     shown = {name: each for name, each in data.options.items() if data.changes_answers(name)}
     key = fingerprint([fingerprint(run.model), code, shown, greedy, split])
     known = {} if file is None else {record["id"]: record for record in read_records([file])}
