@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -208,9 +209,11 @@ class ZooCLI(LightningCLI):
     def before_fit(self) -> None:
         """Print the size of the model, what the machine lacks, and the command that resumes the training."""
         rank_zero_info(describe_size(self.model))
-        for finding in examine_machine(self.folder, checkpoint_size(self.model)):
-            if finding.grade == "problem" or (finding.grade == "warning" and "disk" in finding.text):
-                rank_zero_warn(finding.text)
+        if is_rank_zero():
+            with suppress(Exception):  # what can't be examined ends no training
+                for finding in examine_machine(self.folder, checkpoint_size(self.model), is_training=True):
+                    if finding.grade == "problem" or (finding.grade == "warning" and "disk" in finding.text):
+                        rank_zero_warn(finding.text)
         rank_zero_info(f"to resume it after an interruption: {self.way_on()}")
 
     def after_fit(self) -> None:

@@ -32,14 +32,15 @@ class Finding(NamedTuple):
     text: str
 
 
-def examine_machine(folder: Path = Path(), checkpoint: int = 0) -> Iterator[Finding]:
+def examine_machine(folder: Path = Path(), checkpoint: int = 0, *, is_training: bool = False) -> Iterator[Finding]:
     """Yield what the machine has. Nothing is imported or computed, so that `fit` can call it.
 
     Args:
         folder: Folder of the runs.
         checkpoint: Bytes of a checkpoint.
+        is_training: Whether a training begins. Then GPUs are not asked for their memory, which takes some of each.
     """
-    yield from _examine_gpus()
+    yield from _examine_gpus(is_training)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding(
         "ok", f"CPU: {available_cores()} cores, {memory / 1e9:.0f} GB of memory; Python {sys.version.split()[0]}"
@@ -65,7 +66,7 @@ def checkpoint_size(task: torch.nn.Module) -> int:
     return 12 * sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
 
 
-def _examine_gpus() -> Iterator[Finding]:
+def _examine_gpus(is_training: bool) -> Iterator[Finding]:
     built = torch.version.cuda or torch.version.hip
     torch_build = f"PyTorch {torch.__version__}, built for {f'CUDA {built}' if built else 'the CPU alone'}"
     driver = re.search(r"(?<=Kernel Module  )\S+|\d+\.\d+\.\d+", NVIDIA.read_text()) if NVIDIA.exists() else None
@@ -81,6 +82,8 @@ def _examine_gpus() -> Iterator[Finding]:
         yield Finding(
             "warning" if driver is None else "ok", f"GPU: none; {named}; {torch_build}; trainings use the CPU"
         )
+        return
+    if is_training:
         return
     count = torch.cuda.device_count()
     yield Finding("ok", f"{torch_build}; {named}; cuDNN {torch.backends.cudnn.version()}")

@@ -116,22 +116,26 @@ class Collate(ABC):
                 frames, geometry, loaded.kind, has_cameras=cameras is not None, window=loaded.vision_window
             )
         steps, height, width = grid_thw.tolist()
+        token_side = spec.frames.token_side((steps, height, width))
         return PreparedScene.of(
             loaded,
             pixel_values=pixel_values,
             grid_thw=(steps, height, width),
-            token_side=spec.frames.token_side((steps, height, width)),
+            token_side=token_side,
             frames=frames if spec.requires_frames and cached is None else None,
             seconds_per_grid=None if spec.seconds == "nominal" else loaded.seconds_per_grid,
             geometry=geometry,
             cached_geometry=cached,
             cameras=cameras,
             geometry_override=self.prepare(other) if isinstance(other, LoadedScene) else other,
-            target_views=self._prepare_targets(loaded),
+            target_views=self._prepare_targets(loaded, token_side),
         )
 
-    def _prepare_targets(self, loaded: LoadedScene) -> PreparedScene | None:
-        """Prepare the target views of a scene, with patches only if their 2D tokens are targets."""
+    def _prepare_targets(self, loaded: LoadedScene, token_side: int) -> PreparedScene | None:
+        """Prepare the target views of a scene, with patches only if their 2D tokens are targets.
+
+        `token_side` is the scene's, because tokens are compressed by the number of its views.
+        """
         views, wanted = loaded.target_views, self.spec.target_views
         if views is None or wanted is None:
             return None
@@ -142,7 +146,7 @@ class Collate(ABC):
             views,
             pixel_values=pixel_values if wanted.tokens else None,
             grid_thw=(steps, height, width),
-            token_side=self.spec.frames.token_side((steps, height, width)),
+            token_side=token_side,
             frames=torch.cat((views.frames, loaded.frames))[::TEMPORAL_PATCH_SIZE],
             cameras=self.builder.merge_cameras(views.geometry),
         )

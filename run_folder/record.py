@@ -61,6 +61,10 @@ OF_COMMAND = OptionEffects(
 
 
 RESUMED = ("model", "data", *OF_COMMAND.both)  # parts of a config that a resumed training must keep
+PRECISIONS = {  # other spellings of Lightning's precisions
+    **dict.fromkeys(("None", "32"), "32-true"),
+    **{"64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"},
+}
 ANSWERED = ("model", "data", *OF_COMMAND.both, *OF_COMMAND.answers)  # parts on which answers depend
 
 
@@ -121,6 +125,8 @@ class RunRecord:
 def _parts(options: Mapping[str, Any], parts: Collection[str]) -> dict[str, Any]:
     """Return the options of some parts of a config. A part that the config lacks is None."""
     found = {name: value for name, value in options.items() if is_covered(name, parts)}
+    if (precision := "trainer.precision") in found:
+        found[precision] = PRECISIONS.get(str(found[precision]), found[precision])
     return found | {part: None for part in parts if not any(is_covered(name, [part]) for name in found)}
 
 

@@ -276,6 +276,7 @@ def test_a_record_compares_by_what_its_own_classes_declare() -> None:
     assert compared(changed(model__max_new_tokens=8)) == ([], ["model.max_new_tokens"])
     rounded = {**CONFIG, "trainer": {**CONFIG["trainer"], "precision": "bf16-mixed", "max_steps": 9}}
     assert compared(rounded) == (["trainer.precision"], ["trainer.precision"])  # a training may go on for longer
+    assert compared({**CONFIG, "trainer": {**CONFIG["trainer"], "precision": "32-true"}}) == ([], [])  # which null is
     fewer = {**CONFIG, "trainer": {**CONFIG["trainer"], "limit_test_batches": 3}}
     assert compared(fewer) == ([], ["trainer.limit_test_batches"])
     rates = changed(model__learning_rates={"decoder": 1.0})
