@@ -237,15 +237,10 @@ def examine_attention(backbone: Any, precision: str) -> Iterator[Finding]:
     dtype = AUTOCAST.get(precision, torch.bfloat16 if precision.startswith("bf16") else torch.float32)
     shared = text.num_attention_heads // text.num_key_value_heads
     visible = torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.bool, device=device).tril()
+    decoder = (text.num_attention_heads, text.num_key_value_heads, backbone.head_layout.dim, text)
     cases = {  # heads, key and value heads, channels, config, mask, whether it is causal
-        "decoder, one question in a sequence": (
-            *(text.num_attention_heads, text.num_key_value_heads, backbone.head_layout.dim),
-            *(text, None, True),
-        ),
-        "decoder, several questions in a sequence": (
-            *(text.num_attention_heads, text.num_key_value_heads, backbone.head_layout.dim),
-            *(text, visible, True),
-        ),
+        "decoder, one question in a sequence": (*decoder, None, True),
+        "decoder, several questions in a sequence": (*decoder, visible, True),
         "vision encoder": (
             *(vision.num_heads, vision.num_heads, vision.hidden_size // vision.num_heads),
             *(vision, None, False),

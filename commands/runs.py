@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +40,6 @@ from zoo.configuration import (
     RUNS,
     OptionEffects,
     check_class_paths,
-    flatten,
     from_config,
     is_own,
     named_modules,
@@ -316,7 +314,7 @@ def _last(command: str, settings: Any) -> Path:
     asked, reasons = _record(settings), list[str]()
     is_same = asked.same_training if command == "fit" else asked.same_answers
     for run, trained in with_checkpoint():
-        changed = is_same(replace(asked, options=flatten(trained)), ("model",))
+        changed = is_same(asked.beside(trained), ("model",))
         if not changed:
             return run / LAST_CHECKPOINT
         reasons.append(f"{run} was trained with another {', '.join(changed)}")
@@ -340,7 +338,7 @@ def _check_resumed(checkpoint: Path, settings: Any) -> None:
     if (training := config_of_training(checkpoint)) is None:
         return
     asked = _record(settings)
-    if changed := asked.same_training(replace(asked, options=flatten(training))):
+    if changed := asked.same_training(asked.beside(training)):
         run = run_of(checkpoint)
         raise InputError(
             f"--ckpt_path {checkpoint}: {run or 'it'} was trained with another {', '.join(changed)}, and a resumed "
@@ -387,7 +385,7 @@ def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any)
         if not is_interrupted(run) or (run / CHECKPOINTS).exists() or (tested := readable_config(run)) is None:
             continue
         of_these = tested.get("ckpt_path") == (None if checkpoint is None else str(checkpoint))
-        if of_these and not asked.same_answers(replace(asked, options=flatten(tested)), ("model", "data")):
+        if of_these and not asked.same_answers(asked.beside(tested), ("model", "data")):
             return run
     return None
 

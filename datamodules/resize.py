@@ -98,7 +98,7 @@ class PixelBounds:
 
 
 def bounds_of_images(given: PixelBounds | None, image_pixels: tuple[int, int] | None) -> PixelBounds | None:
-    """Return the given bounds of images, or those of the model's own processor. None if the model resizes images."""
+    """Return the given bounds, or the bounds of the model's own processor. None if the model resizes images."""
     if given is not None or image_pixels is None:
         return given
     return PixelBounds(*image_pixels, total_pixels=sys.maxsize, legacy_folder_resize=False)

@@ -11,7 +11,7 @@ import os.path
 import sys
 import sysconfig
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from pkgutil import resolve_name
@@ -61,11 +61,11 @@ OF_COMMAND = OptionEffects(
 
 
 RESUMED = ("model", "data", *OF_COMMAND.both)  # parts of a config that a resumed training must keep
+ANSWERED = ("model", "data", *OF_COMMAND.both, *OF_COMMAND.answers)  # parts on which answers depend
 PRECISIONS = {  # other spellings of Lightning's precisions
     **dict.fromkeys(("None", "32"), "32-true"),
     **{"64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"},
 }
-ANSWERED = ("model", "data", *OF_COMMAND.both, *OF_COMMAND.answers)  # parts on which answers depend
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,10 @@ class RunRecord:
         declared = [getattr(each, "option_effects", OptionEffects()) for each in owners or _named_classes(options)]
         kinds = zip(OF_COMMAND, *declared, strict=True)
         return cls(options, OptionEffects(*(tuple(chain.from_iterable(own)) for own in kinds)))
+
+    def beside(self, config: Mapping[str, Any]) -> RunRecord:
+        """Return the record of another config, to be compared with this one by the same effects."""
+        return replace(self, options=flatten(config))
 
     def changes_training(self, name: str) -> bool:
         """Return whether an option changes a training."""

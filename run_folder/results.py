@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +31,7 @@ from run_folder.record import (
     own_files,
     read_code,
 )
-from zoo.configuration import changed_options, flatten
+from zoo.configuration import changed_options
 from zoo.errors import InputError
 from zoo.files.atomic_io import RECORD, try_lock
 from zoo.files.fingerprint import fingerprint
@@ -150,7 +149,7 @@ def differences(test: RunRecord, training: Mapping[str, Any] | None) -> dict[str
     """
     if training is None:
         return {}
-    run = replace(test, options=flatten(training))
+    run = test.beside(training)
     names = test.same_answers(run)
     return {name: {"training": option_of(run.options, name), "test": option_of(test.options, name)} for name in names}
 

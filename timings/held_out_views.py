@@ -17,11 +17,10 @@ import torch
 
 from timings.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread
 from timings.tables import markdown
-from timings.training import RATE, SIZES, Step, backbone, collate_of, noise
+from timings.training import RATE, SIZES, Step, backbone, collate_of, noise, task_step
 from zoo import HeldOutViews, LearningRates, Qwen25VL
 from zoo.cameras import SceneGeometry
 from zoo.sequences.loaded_scene import LoadedScene
-from zoo.tasks.base import fused_adamw
 
 VIEWS = 2
 WAYS: dict[str, list[HeldOutViews]] = {
@@ -70,18 +69,7 @@ def build(options: argparse.Namespace, way: str) -> Step:
     rates = LearningRates(decoder=RATE, connector=RATE, vision=None, objective=RATE)
     task = Qwen25VL(backbone=backbone(options.size), objectives=WAYS[way], learning_rates=rates)
     task = task.train().to(options.device)
-    batch = collate_of(task, is_packed=True)([posed(options)]).to(options.device)
-    trained = [each for each in task.parameters() if each.requires_grad]
-    optimizer = fused_adamw([{"params": trained, "lr": RATE}], weight_decay=0.0)
-
-    def step() -> torch.Tensor:
-        loss = task.loss(batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    return step
+    return task_step(task, collate_of(task, is_packed=True)([posed(options)]).to(options.device))
 
 
 def posed(options: argparse.Namespace) -> LoadedScene:

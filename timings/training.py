@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,7 @@ from datamodules.scenes import Question
 from timings.evaluate import TEXTS
 from timings.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread
 from timings.tables import markdown
-from zoo import LearningRates, Qwen25VL, TinyQwen25VL
+from zoo import LearningRates, Qwen25VL, TinyQwen25VL, VideoQATask
 from zoo.backbones.qwen25_vl import tiny_preprocessor
 from zoo.objectives.base import AverageRule
 from zoo.sequences.batch import Batch
@@ -139,12 +140,17 @@ def collate_of(task: Qwen25VL, *, is_packed: bool) -> TrainingCollate:
 def zoo_step(options: argparse.Namespace, size: str, count: int) -> Step:
     """Return a step on all questions after the video that they share."""
     task = task_of(size).train().to(options.device)
-    asked = batch(options, task, count, is_packed=True)
+    return task_step(task, batch(options, task, count, is_packed=True))
+
+
+def task_step(task: VideoQATask, asked: Batch, around: Callable[[], AbstractContextManager] = nullcontext) -> Step:
+    """Return a step of a task on a batch. `around` makes the context of the forward pass, such as autocast."""
     trained = [each for each in task.parameters() if each.requires_grad]
     optimizer = fused_adamw([{"params": trained, "lr": RATE}], weight_decay=0.0)
 
     def step() -> Tensor:
-        loss = task.loss(asked)
+        with around():
+            loss = task.loss(asked)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

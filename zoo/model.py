@@ -200,8 +200,8 @@ class SpatialVLM(Configurable, nn.Module):
         # 5. Weights. An untrained fusion makes the whole model untrained.
         self.has_released_fusion = self.fusion is not None and self.loader.load_fusion(self.fusion)
         is_fused = self.fusion is None or self.has_released_fusion
-        has_new_token = any(each.has_token(training=False) or each.changes_answers for each in named.values())
-        self.is_pretrained = self.loader.is_whole and is_fused and not has_new_token
+        has_new_part = any(each.is_part_of_answers for each in named.values())
+        self.is_pretrained = self.loader.is_whole and is_fused and not has_new_part
         if lora is not None:
             lora.apply(self.backbone.decoder, self.backbone.lora_targets)
             self.backbone.lm_head.requires_grad_(False)

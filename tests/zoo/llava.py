@@ -1,6 +1,6 @@
 """A tiny LLaVA: SigLIP before a Qwen2 with 1D positions, in other tensor names than any family of the zoo.
 
-A published method of such a family is one file like this one. `LlavaPlus` is one with a VGGT and a fusion.
+A published method of such a family is one file like this one. `LlavaPlus` also has a VGGT and a fusion.
 """
 
 from __future__ import annotations

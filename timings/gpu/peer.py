@@ -11,12 +11,11 @@ from torch import Tensor
 
 from timings.example_batch import example_questions
 from timings.gpu.models import CHECKPOINTING, COMMANDS, TITLES, Bench, Row, Tables, autocast, measured, release
-from timings.training import RATE, stock_rows, trainer_step
+from timings.training import stock_rows, task_step, trainer_step
 from zoo.backbones.pretrained import empty_model
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
-from zoo.tasks.base import fused_adamw
 from zoo.tasks.training_cost import BatchSizes
 
 OPTIONS = f"--model.backbone.dtype float32 --model.text_after_vision max_hw {CHECKPOINTING}"  # as the original model
@@ -38,7 +37,7 @@ def peer(bench: Bench, family: str) -> Tables:
         state = {name: tensor.cpu().clone() for name, tensor in vlm.state_dict().items()}
         asked = command.inputs(task, sizes)
         examples = one_per_row(bench, task, sizes, asked)
-        rows.append(row(bench, "the zoo", questions, zoo_step(bench, task, asked)))
+        rows.append(row(bench, "the zoo", questions, task_step(task, asked, lambda: autocast(bench.device))))
         del task, vlm, asked
         release()  # there is no memory for both
         stock = empty_model(kind, config, torch.float32)
@@ -50,22 +49,6 @@ def peer(bench: Bench, family: str) -> Tables:
         del stock, step, examples
         release()
     return {TITLES[family].partition(" +")[0]: rows, COMMANDS: [{"": "the zoo", "command": str(command)}]}
-
-
-def zoo_step(bench: Bench, task: VideoQATask, asked: Batch) -> Step:
-    """Return a step on all questions after the video that they share."""
-    trained = [each for each in task.parameters() if each.requires_grad]
-    optimizer = fused_adamw([{"params": trained, "lr": RATE}], weight_decay=0.0)
-
-    def step() -> Tensor:
-        with autocast(bench.device):
-            loss = task.loss(asked)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    return step
 
 
 def one_per_row(bench: Bench, task: VideoQATask, sizes: BatchSizes, asked: Batch) -> list[dict[str, Any]]:

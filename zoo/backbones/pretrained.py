@@ -123,7 +123,7 @@ def _check_sections(text: Any, source: str) -> None:
 
 
 def _own(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings without generic ones of every model and without those of transformers 5."""
+    """Return settings without what every model has, and without the settings of transformers 5."""
     generic = NEWER | PreTrainedConfig().to_dict().keys()
     return {name: value for name, value in settings.items() if name not in generic}
 
@@ -283,7 +283,7 @@ class PretrainedBackbone(BackboneLoader):
 
     @classmethod
     def backbone_names(cls) -> NameTable:
-        """Return a table between released tensor names and those of transformers' model."""
+        """Return a table between released tensor names and the names of transformers' model."""
         released = {new: old for old, new in cls.renamed.items()}
         return NameTable(lambda name: (replace_prefix(name, cls.renamed),), lambda name: replace_prefix(name, released))
 

@@ -237,8 +237,8 @@ def unofficial_fusion(model: SpatialVLM) -> list[str]:
 
 def unofficial_parts(model: SpatialVLM) -> list[str]:
     """Return the parts and settings of a model that no official layout has."""
-    with_token = [each for each in model.objectives.values() if each.has_token(training=False) or each.changes_answers]
-    parts = (model.camera_encoding, model.view_mixer, model.output_gate, *with_token)
+    of_answers = [each for each in model.objectives.values() if each.is_part_of_answers]
+    parts = (model.camera_encoding, model.view_mixer, model.output_gate, *of_answers)
     found = [type(part).__name__ for part in parts if part is not None] + unofficial_fusion(model)
     if complete_config(model.time_index) != complete_config(model.backbone.default_time_index()):
         found.append(f"time_index: {type(model.time_index).__name__}")

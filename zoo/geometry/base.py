@@ -194,6 +194,11 @@ def covers(grid: tuple[int, int], own: tuple[int, int]) -> bool:
     return all(0 <= here - side <= 1 for here, side in zip(own, grid, strict=True))
 
 
+def unit_colors(frames: Shaped[Tensor, "S 3 H W"]) -> Float[Tensor, "S 3 H W"]:
+    """Return frames, bytes or floats, as floats from 0 to 1."""
+    return frames if frames.is_floating_point() else frames.float() / 255
+
+
 def encoder_frames(
     frames: Shaped[Tensor, "S 3 H W"],
     vision_patch_size: int,
@@ -212,7 +217,7 @@ def encoder_frames(
             size.
         any_grid: Frames in the encoder's own size may have any number of patches.
     """
-    scaled = frames if frames.is_floating_point() else frames.float() / 255
+    scaled = unit_colors(frames)
     height, width = frames.shape[-2:]
     has_own_size = not (height % patch_size or width % patch_size)
     own = height // patch_size, width // patch_size

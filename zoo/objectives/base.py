@@ -294,6 +294,11 @@ class Objective(Configurable, nn.Module, ABC):
         return self.adds_token and (training or not self.token_in_training_only)
 
     @property
+    def is_part_of_answers(self) -> bool:
+        """Whether answers depend on it: its token is in each prompt, or it changes the 2D tokens of tests."""
+        return self.has_token(training=False) or self.changes_answers
+
+    @property
     def changes_training_prompts(self) -> bool:
         """Whether training shows other tokens than a test."""
         changes_tokens = type(self).change_tokens is not Objective.change_tokens

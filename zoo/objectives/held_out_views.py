@@ -18,6 +18,7 @@ from zoo.cameras.scene_geometry import PatchCameras
 from zoo.encodings.base import ViewMixer
 from zoo.encodings.view_mixers import ViewAttention
 from zoo.errors import InputError, check_choice
+from zoo.geometry.base import unit_colors
 from zoo.objectives.base import Decoded, Objective, decoder_layer
 from zoo.precision import to_float32
 from zoo.scene_encoding import EncodedScene
@@ -181,31 +182,27 @@ class HeldOutViews(Objective):
         """See `Objective`. Returns `cosine` and `l2`, or `l2` alone for pixels."""
         names = ("cosine", "l2") if self.predicts == "tokens" else ("l2",)
         terms: dict[str, list[tuple[EncodedScene, Tensor, Tensor]]] = {name: [] for name in names}
-        for target, predicted in self._predictions(decoded):
+        for target, predicted in self.predicted_views(decoded):
             known = torch.ones(predicted.shape[1:3], dtype=torch.bool, device=predicted.device)
             for name, values in self._losses(predicted, target.values).items():
                 terms[name].append((target.scene, values, known))
         return {name: decoded.mean_over_scenes(losses) for name, losses in terms.items()}
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-        """Return the losses of one scene, those of the mean of its shown views, and those of a copy of the nearest one.
+        """Return the losses of one scene, and for comparison the losses of the mean and of the nearest shown view.
 
         Returns:
             `cosine` and `l2`, or `l2` alone for pixels. `unlearned/<name>` is the mean's, and `nearest_view_<name>` is
             the copy's.
         """
         found: dict[str, Tensor] = {}
-        for target, predicted in self._predictions(decoded):
+        for target, predicted in self.predicted_views(decoded):
             mean = target.context.mean(0).expand_as(target.values)
             copies = target.context[nearest_views(target.shown, target.cameras)]
             for prefix, each in (("", predicted), ("nearest_view_", copies[None]), ("unlearned/", mean[None])):
                 for name, values in self._losses(each, target.values).items():
                     found[f"{prefix}{name}"] = values.mean()
         return found
-
-    def predicted_views(self, decoded: Decoded) -> Iterator[tuple[Target, Float[Tensor, "rows v n outputs"]]]:
-        """Yield the target views of each scene, with the prediction in each of its sequences."""
-        return self._predictions(decoded)
 
     def _losses(
         self, predicted: Float[Tensor, "rows v n outputs"], values: Float[Tensor, "v n outputs"]
@@ -233,7 +230,7 @@ class HeldOutViews(Objective):
                 values, context = (to_float32(each) for each in scene.target_tokens)
             yield Target(scene, own, scene.target_cameras, context, views.cameras, values, (size[0], size[1]))
 
-    def _predictions(self, decoded: Decoded) -> Iterator[tuple[Target, Float[Tensor, "rows v n outputs"]]]:
+    def predicted_views(self, decoded: Decoded) -> Iterator[tuple[Target, Float[Tensor, "rows v n outputs"]]]:
         """Yield the target views of each scene with their predictions. Scenes of one shape are predicted together."""
         alike: dict[tuple[int, tuple[int, int]], list[Target]] = defaultdict(list)
         for target in self._targets(decoded):
@@ -289,7 +286,6 @@ def cells(frames: Shaped[Tensor, "S 3 H W"], grid: Grid, side: int) -> Float[Ten
     Frames are bytes, or floats from 0 to 1. `grid` has the rows and columns of tokens in a frame.
     """
     _, rows, columns = grid
-    colors = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
-    small = F.interpolate(colors, (rows * side, columns * side), mode="area")
+    small = F.interpolate(unit_colors(frames), (rows * side, columns * side), mode="area")
     patches = small.unflatten(3, (columns, side)).unflatten(2, (rows, side))  # (S, 3, rows, side, columns, side)
     return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from zoo.backbones.base import VisualTokens
 from zoo.errors import InputError, check_choice
+from zoo.geometry.base import unit_colors
 from zoo.objectives.base import Decoded, Objective
 from zoo.precision import full_precision, to_float32
 from zoo.scene_encoding import EncodedScene
@@ -143,9 +144,9 @@ class LVSM(nn.Module):
     def __init__(self, width: int = 768, head: int = 64, layers: int = 24, size: int = 256, patch: int = 8) -> None:
         super().__init__()
         self.size, self.patch = size, patch
-        reads = {"image_tokenizer": 9, "target_pose_tokenizer": 6}
-        for name, channels in reads.items():
-            setattr(self, name, nn.Sequential(nn.Identity(), nn.Linear(channels * patch**2, width, bias=False)))
+        self.image_tokenizer, self.target_pose_tokenizer = (
+            nn.Sequential(nn.Identity(), nn.Linear(channels * patch**2, width, bias=False)) for channels in (9, 6)
+        )
         self.transformer_input_layernorm = nn.LayerNorm(width, eps=EPS, bias=False)
         self.transformer_blocks = nn.ModuleList(_Block(width, head) for _ in range(layers))
         norm, write = nn.LayerNorm(width, eps=EPS, bias=False), nn.Linear(width, 3 * patch**2, bias=False)
@@ -156,8 +157,7 @@ class LVSM(nn.Module):
     ) -> Float[Tensor, "B tokens d"]:
         """Return the tokens of posed input frames in 0..1, ordered by frame, row and column."""
         posed = posed_input(images, world_to_camera, K_px, size=self.size)
-        found: Tensor = self.image_tokenizer(patches(posed, self.patch))  # type: ignore[operator]
-        return found
+        return self.image_tokenizer(patches(posed, self.patch))
 
     def render(
         self,
@@ -171,7 +171,7 @@ class LVSM(nn.Module):
         """Render target views in 0..1, each by itself. `K_px` is in pixels of pictures of this height and width."""
         rays = plucker(world_to_camera, K_px, height=height, width=width, size=self.size).to(context)
         batch, count = rays.shape[:2]
-        queries: Tensor = self.target_pose_tokenizer(patches(rays.flatten(0, 1)[:, None], self.patch))  # type: ignore[operator]
+        queries = self.target_pose_tokenizer(patches(rays.flatten(0, 1)[:, None], self.patch))
         x = torch.cat((context.repeat_interleave(count, 0, output_size=batch * count), queries), 1)
         x = self.transformer_input_layernorm(x)
         for block in self.transformer_blocks:
@@ -299,8 +299,7 @@ class Views(NamedTuple):
         """Return frames, bytes or in 0..1, with cameras in the project's convention."""
         K = to_float32(K_normalized).clone()
         K[:, :2, 2] += 0.5
-        colors = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
-        return cls(colors, to_float32(world_to_camera), K)
+        return cls(unit_colors(frames), to_float32(world_to_camera), K)
 
 
 class NovelViews(Objective):
@@ -363,7 +362,7 @@ class NovelViews(Objective):
         self.target_views = TargetViews(views, drawn, tokens=False)
         self.kind, self.gate, self.published_start = kind, 0.0 if published_start else gate, published_start
         self.lvsm_model = LVSM(width, head, layers, size, patch)
-        self.lvsm_model.image_tokenizer.requires_grad_(False)  # type: ignore[operator]  # its tokens are detached
+        self.lvsm_model.image_tokenizer.requires_grad_(False)  # its tokens are detached
         if initial is not None:
             self.lvsm_model.load_state_dict(read_tensors(initial, "initial"))
         self.perceptual, self.vgg = perceptual, nn.Module()
@@ -413,7 +412,7 @@ class NovelViews(Objective):
         return {name: decoded.mean_over_scenes(own) for name, own in terms.items()}
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-        """Return the root mean square error of the colors of one scene, and that of the mean of its shown frames."""
+        """Return the root mean square error of the colors of a scene, and the error of its mean shown frame."""
         found: dict[str, Tensor] = {}
         for scene, target, rendered in self._renderings(decoded):
             shown = squares(self._views(scene.scene).pictures, self.lvsm_model.size).mean(0)
