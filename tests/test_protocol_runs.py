@@ -34,7 +34,12 @@ def test_any_protocol_is_put_over_a_run(run: Run, tmp_path: Path) -> None:
         (file,) = (each for each in folder.rglob("metrics.json") if json.loads(each.read_text()) == record)
         lines = file.with_name("predictions.jsonl").read_text().split("\n")[:-1]
         shown[name] = data["frames_as"], str([json.loads(line)["prompt"] for line in lines])
-    assert [name for name in PROTOCOLS if shown[name][0] == "image"] == ["geothinker", "spatial_stack", "vg_llm"]
+    assert [name for name in PROTOCOLS if shown[name][0] == "image"] == [
+        "easi",
+        "geothinker",
+        "spatial_stack",
+        "vg_llm",
+    ]
     assert len({*shown.values()}) == 4  # the groups of stills ask alike
 
 

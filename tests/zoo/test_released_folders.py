@@ -487,7 +487,10 @@ def test_folders_of_other_kinds_are_refused(qwen: Path, release: Path, tmp_path:
     ):
         with pytest.raises(InputError, match=message):
             load()
+    internvl = {"model_type": "internvl_chat", "architectures": ["InternVLChatModel"]}
     for folder, changes, message in (
+        (qwen3, internvl, "its config.json names InternVLChatModel, which no class loads .*: PretrainedQwen25VL, "),
+        (qwen3, {"model_type": "bagel", "architectures": None}, "names model_type 'bagel', which no class loads"),
         (qwen3, {"model_type": "qwen3_vl_moe"}, "is a Qwen3-VL-MoE, which is not supported"),
         (qwen3, {"quantization_config": {"quant_method": "fp8"}}, "is quantized"),
         (qwen35, {"model_type": "qwen3_5_moe"}, "is a Qwen3.5-MoE, which is not supported"),
@@ -496,6 +499,8 @@ def test_folders_of_other_kinds_are_refused(qwen: Path, release: Path, tmp_path:
         with_config(Path(folder), **changes)
         with pytest.raises(InputError, match=message):
             SpatialVLM.from_pretrained(folder)
+        with pytest.raises(InputError, match=message):  # of --model.backbone.path
+            (PretrainedQwen35 if folder == qwen35 else PretrainedQwen3VL)(folder).load()
         (Path(folder) / "config.json").write_text(before)
     text = read_config(Path(qwen3))["text_config"]
     for sections in ([8, 4, 3], [4, 6, 6]):  # of 16 frequencies, h and w can take every third one: 5 of them at most

@@ -308,10 +308,21 @@ def released_parts(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if (by_config := find_loader(config)) is not None:
         return find_loader(config, by_config(path).tensor_names).released_parts(path)
-    known = ", ".join(loader.__name__ for loader in loaders())
-    raise InputError(
-        f"{path} is no model of the zoo, and its config.json (model_type {config.get('model_type')!r}) is of no "
-        f"backbone of the zoo: known are {known}"
+    raise unknown_model(path, config)
+
+
+def unknown_model(path: str, config: Mapping[str, Any]) -> InputError:
+    """Return the error for a folder that no class loads, such as an InternVL's.
+
+    Args:
+        path: The folder or hub id.
+        config: Its config.json.
+    """
+    named = config.get("architectures") or [f"model_type {config.get('model_type')!r}"]
+    known = ", ".join(loader.__name__ for loader in loaders() if loader.released)
+    return InputError(
+        f"{path} is no model of the zoo: its config.json names {', '.join(map(str, named))}, which no class loads "
+        f"(--model.backbone: {known})"
     )
 
 

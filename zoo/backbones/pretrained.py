@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.modeling_utils import local_torch_dtype
 
-from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType, find_loader, loaders
+from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType, find_loader, loaders, unknown_model
 from zoo.backbones.qwen3_5 import Qwen35Backbone
 from zoo.backbones.qwen3_vl import Qwen3VLBackbone
 from zoo.backbones.qwen25_vl import Qwen25VLBackbone
@@ -398,7 +398,9 @@ class PretrainedBackbone(BackboneLoader):
                 f"{self.path} is a {MOE[kind]}, which is not supported: take a dense one, such as {self.released}"
             )
         found = find_loader(self.settings, () if builds_shapes_only() else self.tensors)
-        if found is not None and not issubclass(type(self), found):
+        if found is None:
+            raise unknown_model(self.path, self.settings)
+        if not issubclass(type(self), found):
             raise InputError(f"{self.path} is a {found.title}: take --model.backbone {found.__name__} for it")
         if "quantization_config" in self.settings:
             raise InputError(
