@@ -19,8 +19,9 @@ from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
-from textwrap import indent
+from textwrap import dedent, indent
 from typing import Any
+from zipfile import ZipFile
 
 import lightning
 import pytest
@@ -38,7 +39,8 @@ import zoo
 import zoo.benchmarks
 from commands.main import LIGHTNING
 from commands.studies.protocols import protocol_study
-from zoo import InputError, PretrainedQwen25VL, SpatialVLM, TinyQwen25VL, TinyVGGT
+from tests.datamodules.clips import numbered_frame, write_video
+from zoo import AddFusion, InputError, PretrainedQwen25VL, SpatialVLM, TinyQwen25VL, TinyVGGT
 from zoo.backbones.base import find_loader
 from zoo.checkpoints import export_model, unofficial_parts
 from zoo.configuration import flatten
@@ -328,6 +330,75 @@ def test_the_model_of_the_notebook_owes_its_answers_to_the_cameras(tmp_path: Pat
     assert own > others + 0.1
 
 
+# ---- From a clone to a row of the results
+
+RELEASED, STOCK = "Spatial-MLLM-v1.1-Instruct-135K", "Qwen2.5-VL-3B-Instruct"
+HUB = {"arkitscenes": ("41069025", "41126485"), "scannet": ("scene0025_01",), "scannetpp": ("0f25f24a4f",)}
+SIZE_QUESTION = {"question_type": "room_size_estimation", "question": "How large is it?", "ground_truth": "20"}
+CHOICE = {"question_type": "route_planning", "question": "Where?", "ground_truth": "A", "options": ["A. L", "B. R"]}
+
+
+def make_hub(hub: Path) -> tuple[int, int]:
+    """Make what the page downloads: tiny random weights, and a small VSI-Bench. Return its questions, and its sizes."""
+    qwen = partial(TinyQwen25VL, layers=2, hidden_size=64, heads=2)
+    vggt = partial(TinyVGGT, embed_dim=32, num_heads=2)
+    export_model(SpatialVLM(qwen(), geometry=vggt, fusion=AddFusion), hub / f"Diankun/{RELEASED}")
+    export_model(SpatialVLM(qwen()), hub / f"Qwen/{STOCK}")
+    bench, rows = hub / "nyu-visionx/VSI-Bench", []
+    bench.mkdir(parents=True)
+    for dataset, scenes in HUB.items():
+        with ZipFile(bench / f"{dataset}.zip", "w") as archive:
+            for scene in scenes:
+                write_video(hub / "clip.mp4", [numbered_frame(i, 48, 64) for i in range(20)])
+                archive.write(hub / "clip.mp4", f"{dataset}/{scene}.mp4")
+                asked = [SIZE_QUESTION, CHOICE] * 3
+                rows += [{"options": None, **row, "dataset": dataset, "scene_name": scene} for row in asked]
+    write_lines(bench / "test.jsonl", [{"id": number, **row} for number, row in enumerate(rows)])
+    return len(rows), 3 * len(HUB["arkitscenes"])
+
+
+def make_programs(folder: Path, hub: Path, of_all: int, of_sizes: int) -> None:
+    """The programs that the page calls: a hub, a scheduler and an installer that need no network."""
+    counts = f"s/| 5130 |/| {of_all} |/; s/| 150 |/| {of_sizes} |/"
+    jobs = "SLURM_JOB_NAME=test SLURM_JOB_ID=17 SLURM_JOB_NUM_NODES=1 SLURM_NTASKS_PER_NODE=1 SLURM_CPUS_PER_TASK=2"
+    programs = {
+        "git": f'/usr/bin/env PATH="$OLD_PATH" git "$@" --quiet && sed -i "{counts}" zoo/docs/results.md',
+        "make": "mkdir -p .venv/bin && touch .venv/bin/activate",
+        "hf": f'cp -r "{hub}/$2" placed && mkdir -p "$(dirname "${{@: -1}}")" && mv placed "${{@: -1}}"',
+        "python": f'exec {sys.executable} "$@"',
+        "sbatch": f'{jobs} bash "$@"',
+        "srun": '"$@"',
+    }
+    for name, does in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\nset -e\n{does}\n")
+        (folder / name).chmod(0o755)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_first_row_is_filled_in_a_fresh_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command of the page, as a reader runs it, with tiny weights and few questions for the downloads."""
+    of_all, of_sizes = make_hub(tmp_path / "hub")
+    (tmp_path / "bin").mkdir()
+    make_programs(tmp_path / "bin", tmp_path / "hub", of_all, of_sizes)
+    monkeypatch.setenv("OLD_PATH", os.environ["PATH"])
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("ZOO_URL", str(ROOT))
+    monkeypatch.delenv("ZOO_RUN", raising=False)
+    text = (ROOT / "docs/tutorials/first_row.md").read_text(encoding="utf-8")
+    script = "\n".join(dedent(block) for language, block in FENCED.findall(text) if language == "sh")
+    run_code(["bash", "-euc", script], tmp_path)
+    runs = {file.parent.name: json.loads(file.read_text()) for file in (tmp_path / "zoo/runs").glob("*/metrics.json")}
+    assert {name: record["counts"]["questions"] for name, record in runs.items()} == {
+        **{"smoke": 20, "rooms": of_sizes, "rooms-qwen": of_sizes, "rooms-2d": of_sizes, "rooms-3d": of_sizes},
+        **{"all": of_all, "test-17": of_all},
+    }
+    page = (tmp_path / "zoo/docs/results.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip().strip("`") for cell in line.split("|")] for line in page if line.count("|") == 10]
+    filled = {(row[2], row[4]) for row in cells if re.fullmatch(r"[\d.]+ / [\d.]+", row[8])}
+    assert filled == {(RELEASED, str(of_all)), (RELEASED, str(of_sizes)), (STOCK, str(of_sizes))}
+
+
 # ---- The tutorials
 
 TINY = "--trainer.max_steps 1 --data.source.scenes [6,2,3] --data.num_frames 4 --data.batch_size 2"
@@ -418,7 +489,6 @@ def test_your_own_videos(follow: Callable[[str], list[str]], tmp_path: Path, mon
 
     from datamodules.trajectories.base import upright_turns
     from tests.commands.test_import_dataset import LAYOUTS
-    from tests.datamodules.clips import numbered_frame, write_video
     from tests.datamodules.trajectories.captures import NAMES, colmap, walk
 
     found = follow("your_own_videos")
