@@ -212,7 +212,9 @@ class ZooCLI(LightningCLI):
         if is_rank_zero():
             with suppress(Exception):  # what can't be examined ends no training
                 for finding in examine_machine(self.folder, checkpoint_size(self.model), is_training=True):
-                    if finding.grade == "problem" or (finding.grade == "warning" and "disk" in finding.text):
+                    if finding.grade == "problem" or (
+                        finding.grade == "warning" and finding.text.startswith(("disk", "GPU"))
+                    ):
                         rank_zero_warn(finding.text)
         rank_zero_info(f"to resume it after an interruption: {self.way_on()}")
 

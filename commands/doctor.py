@@ -2,7 +2,7 @@
 
     python main.py doctor
     python main.py doctor --config spatial_mllm.yaml --config scale_3b.yaml --config recipes/spatial_mllm_135k.yaml
-    python main.py doctor --config spatial_mllm_released.yaml --config data_vsibench.yaml --split test
+    python main.py doctor --config spatial_mllm.yaml --config scale_3b.yaml --config data_vsibench.yaml --split test
 
 Without a config the command describes the machine: GPUs, driver, PyTorch, packages with fast kernels, FFmpeg, memory
 and disk. With the options of `fit` it also checks what they name. The attention of each part runs on small tensors of
@@ -16,18 +16,19 @@ is a training that would be slow or might fail later. Nothing is downloaded.
 
 from __future__ import annotations
 
-import tempfile
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
 import torch
 
-from commands.machine import COPIES, Finding, Grade, checkpoint_size, examine_disk, examine_machine
+from commands.machine import COPIES, Finding, Grade, attempt, checkpoint_size, examine_disk, examine_machine
 from zoo.attention_kernels import MATH, count_kernels
 from zoo.errors import InputError, describe
 
@@ -64,15 +65,6 @@ def doctor(arguments: list[str]) -> None:
         raise InputError(f"{count} problem{'s' * (count > 1)}: see above")
 
 
-def attempt(check: Iterator[Finding], what: str) -> Iterator[Finding]:
-    """Yield the findings of a check. Its error is a problem, because `fit` would end with it."""
-    try:
-        yield from check
-    except Exception as error:  # whatever a broken package or file raises
-        text = str(error) if isinstance(error, InputError) else describe(error)
-        yield Finding("problem", f"{what}: {' '.join(text.split())}")
-
-
 # ---- Packages --------------------------------------------------------------------------------------------------------
 
 
@@ -102,17 +94,17 @@ def examine_ffmpeg() -> Iterator[Finding]:
 
         absent = [codec for codec in CODECS if codec not in av.codec.codecs_available]
         libraries = ".".join(map(str, av.library_versions["libavcodec"]))
-        with tempfile.TemporaryDirectory() as folder:
-            file = f"{folder}/clip.mp4"
-            with av.open(file, "w") as container:
-                stream: Any = container.add_stream("mpeg4", rate=10)
-                stream.width = stream.height = 32
-                stream.pix_fmt = "yuv420p"
-                for _ in range(4):
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
-                container.mux(stream.encode())
-            with av.open(file) as container:
-                count = sum(1 for _ in container.decode(video=0))
+        file = BytesIO()  # not on a disk, which may be full
+        with av.open(file, "w", format="mp4") as container:
+            stream: Any = container.add_stream("mpeg4", rate=10)
+            stream.width = stream.height = 32
+            stream.pix_fmt = "yuv420p"
+            for _ in range(4):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
+            container.mux(stream.encode())
+        file.seek(0)
+        with av.open(file, "r") as clip:
+            count = sum(1 for _ in clip.decode(video=0))
         if count != 4:
             raise RuntimeError(f"{count} of 4 frames are read again")
     except Exception as error:  # of compiled code
@@ -132,23 +124,50 @@ def examine_config(arguments: list[str]) -> Iterator[Finding]:
     Args:
         arguments: The options of `fit`, with `--split`.
     """
+    with _offline():
+        try:
+            parts = _build(arguments)
+        except InputError as error:
+            yield Finding("problem", f"config: {error}")
+            return
+        device = torch.device("cpu")
+        try:
+            device = _choose_device(parts.trainer)
+        except Exception as error:  # Lightning's
+            yield Finding("problem", f"--trainer.accelerator and --trainer.devices: {describe(error)}")
+        task, split = parts.model, parts.split
+        yield from attempt(_examine_weights(task), "weights")
+        if model := getattr(task, "model", None):
+            yield from attempt(examine_attention(model.backbone, parts.precision, device), "attention")
+        yield from attempt(_examine_data(parts), f"data, {split}")
+        if split == "train":
+            folder = Path(parts.trainer.default_root_dir or "runs")
+            yield examine_disk("checkpoints", folder, COPIES * checkpoint_size(task))
+            if model:
+                yield from attempt(_examine_memory(arguments, device), "memory")
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Read from the hub's cache alone."""
+    from huggingface_hub import constants
+
+    is_offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
-        parts = _build(arguments)
-    except InputError as error:
-        yield Finding("problem", f"config: {error}")
-        return
-    task, split = parts.model, parts.split
-    yield from attempt(_examine_weights(task), "weights")
-    if model := getattr(task, "model", None):
-        yield from attempt(examine_attention(model.backbone, parts.precision), "attention")
-    yield from attempt(_examine_data(parts), f"data, {split}")
-    if split == "train" and model is not None:
-        yield from attempt(_examine_memory(arguments, parts), "memory")
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = is_offline
+
+
+def _choose_device(trainer: Any) -> torch.device:
+    """Return the device of the Trainer's first process. Lightning raises if the machine lacks what it asks for."""
+    from lightning import Fabric
+
+    return Fabric(accelerator=trainer.accelerator, devices=trainer.devices, num_nodes=trainer.num_nodes).device
 
 
 def _build(arguments: list[str]) -> Any:
-    """Build the task by shapes only, and the DataModule. No weights are read, and nothing is downloaded."""
-    from huggingface_hub import constants
+    """Build the task by shapes only, and the DataModule. No weights are read."""
     from lightning import Trainer
 
     from commands.parser import build, parse
@@ -167,13 +186,10 @@ def _build(arguments: list[str]) -> Any:
     settings = parse(parser, arguments)
     require_model(settings)
     trainer = settings.pop("trainer")
-    settings.model.init_args["geometry_cache"] = None
-    is_offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        with torch.device("meta"):
-            parts = build(parser, settings)
-    finally:
-        constants.HF_HUB_OFFLINE = is_offline
+    if "geometry_cache" in settings.model.init_args:
+        settings.model.init_args.geometry_cache = None  # it would read the encoder's weights
+    with torch.device("meta"):
+        parts = build(parser, settings)
     precision = str(trainer.precision or "32-true")
     return SimpleNamespace(
         model=parts.model, data=parts.data, split=settings.split, trainer=trainer, precision=precision
@@ -219,12 +235,13 @@ def _examine_folder(option: str, path: str) -> Iterator[Finding]:
     )
 
 
-def examine_attention(backbone: Any, precision: str) -> Iterator[Finding]:
+def examine_attention(backbone: Any, precision: str, device: torch.device) -> Iterator[Finding]:
     """Run the attention of decoder and vision encoder on small tensors, and yield which kernels PyTorch takes.
 
     Args:
         backbone: A `Backbone`, which may be on the meta device.
         precision: The Trainer's precision.
+        device: The device of the training.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -232,22 +249,22 @@ def examine_attention(backbone: Any, precision: str) -> Iterator[Finding]:
     from zoo.precision import AUTOCAST
 
     avoid_faulty_cudnn()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     text, vision = backbone.decoder.config, backbone.vlm.config.vision_config
-    dtype = AUTOCAST.get(precision, torch.bfloat16 if precision.startswith("bf16") else torch.float32)
+    vision_heads = getattr(vision, "num_heads", None) or vision.num_attention_heads  # of Qwen, and of SigLIP
+    stored = {backbone.part_of(name): weight.dtype for name, weight in reversed([*backbone.named_parameters()])}
     shared = text.num_attention_heads // text.num_key_value_heads
     visible = torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.bool, device=device).tril()
-    decoder = (text.num_attention_heads, text.num_key_value_heads, backbone.head_layout.dim, text)
-    cases = {  # heads, key and value heads, channels, config, mask, whether it is causal
+    decoder = (text.num_attention_heads, text.num_key_value_heads, backbone.head_layout.dim, text, stored["decoder"])
+    cases = {  # heads, key and value heads, channels, config, dtype of the weights, mask, whether it is causal
         "decoder, one question in a sequence": (*decoder, None, True),
         "decoder, several questions in a sequence": (*decoder, visible, True),
         "vision encoder": (
-            *(vision.num_heads, vision.num_heads, vision.hidden_size // vision.num_heads),
-            *(vision, None, False),
+            *(vision_heads, vision_heads, vision.hidden_size // vision_heads),
+            *(vision, stored["vision"], None, False),
         ),
     }
-    for part, (heads, kept, channels, config, mask, is_causal) in cases.items():
-        name = config._attn_implementation
+    for part, (heads, kept, channels, config, dtype, mask, is_causal) in cases.items():
+        name, dtype = config._attn_implementation, AUTOCAST.get(precision, dtype)
         if mask is not None and not backbone.packs_questions:
             continue
         if name in UNPROBED:
@@ -309,20 +326,18 @@ def _examine_data(parts: Any) -> Iterator[Finding]:
             video.read([0, video.num_frames - 1])
 
 
-def _examine_memory(arguments: list[str], parts: Any) -> Iterator[Finding]:
-    """Compare what `plan` computes with the GPU and the disk."""
+def _examine_memory(arguments: list[str], device: torch.device) -> Iterator[Finding]:
+    """Compare what `plan` computes with the GPU."""
     from commands.plan import USABLE, gigabytes, parsed
 
     own = ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--split")
     training = parsed(tuple(own.parse_known_args(arguments)[1]))
-    checkpoint = checkpoint_size(parts.model)
-    yield examine_disk("checkpoints", Path(parts.trainer.default_root_dir or "runs"), COPIES * checkpoint)
     needed = f"memory: the training takes {gigabytes(training.needed)} GB on each GPU (see `plan`)"
-    if not torch.cuda.is_available():
+    if device.type != "cuda":
         yield Finding("ok", needed)
         return
-    total = torch.cuda.mem_get_info()[1]
+    total = torch.cuda.mem_get_info(device)[1]
     fits = training.needed <= USABLE * total
     text = f"{needed}, and {gigabytes(USABLE * total)} GB are usable"
     yield Finding(

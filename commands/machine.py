@@ -15,8 +15,10 @@ import torch
 from huggingface_hub.constants import HF_HOME
 
 from zoo.cpu import available_cores
+from zoo.errors import InputError, describe
 from zoo.files.cache import cache_folder
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 NVIDIA = Path("/proc/driver/nvidia/version")  # there is an NVIDIA driver
 SHARED_MEMORY = Path("/dev/shm")  # where data workers put batches
 LEAST_SHARED = 1e9  # bytes; Docker's default of 64 MB ends the workers of full-size trainings
@@ -32,6 +34,15 @@ class Finding(NamedTuple):
     text: str
 
 
+def attempt(check: Iterator[Finding], what: str, grade: Grade = "problem") -> Iterator[Finding]:
+    """Yield the findings of a check. Its error, of whatever broken package or file, is a finding as well."""
+    try:
+        yield from check
+    except Exception as error:
+        text = str(error) if isinstance(error, InputError) else describe(error)
+        yield Finding(grade, f"{what}: {' '.join(text.split())}")
+
+
 def examine_machine(folder: Path = Path(), checkpoint: int = 0, *, is_training: bool = False) -> Iterator[Finding]:
     """Yield what the machine has. Nothing is imported or computed, so that `fit` can call it.
 
@@ -40,7 +51,17 @@ def examine_machine(folder: Path = Path(), checkpoint: int = 0, *, is_training: 
         checkpoint: Bytes of a checkpoint.
         is_training: Whether a training begins. Then GPUs are not asked for their memory, which takes some of each.
     """
-    yield from _examine_gpus(is_training)
+    yield from attempt(_examine_gpus(is_training), "GPU", "warning")
+    yield from attempt(_examine_memory(), "CPU", "warning")
+    yield from attempt(_examine_disks(folder, COPIES * checkpoint), "disk", "warning")
+
+
+def checkpoint_size(task: torch.nn.Module) -> int:
+    """Return about how many bytes a checkpoint takes: trained weights and Adam's two moments, in float32."""
+    return 12 * sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+
+
+def _examine_memory() -> Iterator[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding(
         "ok", f"CPU: {available_cores()} cores, {memory / 1e9:.0f} GB of memory; Python {sys.version.split()[0]}"
@@ -51,19 +72,6 @@ def examine_machine(folder: Path = Path(), checkpoint: int = 0, *, is_training: 
             f"{SHARED_MEMORY}: {free / 1e9:.2f} GB, where data workers put batches: docker run --shm-size 16g, or "
             "--data.num_workers 0",
         )
-    places = {
-        "runs": folder,
-        "HF_HOME": Path(HF_HOME),
-        "caches": cache_folder("cache"),
-        "temporary files": Path(tempfile.gettempdir()),
-    }
-    for name, place in places.items():
-        yield examine_disk(name, place, COPIES * checkpoint if name == "runs" else 0)
-
-
-def checkpoint_size(task: torch.nn.Module) -> int:
-    """Return about how many bytes a checkpoint takes: trained weights and Adam's two moments, in float32."""
-    return 12 * sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
 
 
 def _examine_gpus(is_training: bool) -> Iterator[Finding]:
@@ -73,15 +81,12 @@ def _examine_gpus(is_training: bool) -> Iterator[Finding]:
     named = f"driver {driver.group()}" if driver else "no NVIDIA driver"
     if not torch.cuda.is_available():
         if driver:
-            remedy = (
-                "update the driver, or install the build of PyTorch for it" if built else "install a build with CUDA"
-            )
-            yield Finding(
-                "problem", f"GPU: {named}, and PyTorch sees no GPU ({torch_build}): {remedy}, see pytorch.org"
-            )
-        yield Finding(
-            "warning" if driver is None else "ok", f"GPU: none; {named}; {torch_build}; trainings use the CPU"
-        )
+            remedy = "update the driver, or install the build of PyTorch for it" if built else "install one with CUDA"
+            if (visible := os.environ.get(VISIBLE)) is not None:
+                remedy = f"{VISIBLE} is '{visible}', unset it; or {remedy}"
+            named += f", and PyTorch sees no GPU: {remedy}, see pytorch.org"
+        if driver or not is_training:
+            yield Finding("warning", f"GPU: none, trainings use the CPU; {torch_build}; {named}")
         return
     if is_training:
         return
@@ -110,19 +115,32 @@ def _examine_gpus(is_training: bool) -> Iterator[Finding]:
             )
 
 
+def _examine_disks(folder: Path, needed: int) -> Iterator[Finding]:
+    yield examine_disk("runs", folder, needed)
+    yield examine_disk("HF_HOME", Path(HF_HOME))
+    yield examine_disk("caches", cache_folder("cache"))
+    yield examine_disk("temporary files", Path(tempfile.gettempdir()))  # raises if none can be written
+
+
 def examine_disk(name: str, place: Path, needed: int = 0) -> Finding:
     """Return whether a folder can be written, and how much space its disk has.
 
     Args:
         name: What is written there.
         place: The folder, which need not exist.
-        needed: Bytes that are needed.
+        needed: Bytes that a training writes. With 0 it may be a folder that is only read, such as a shared HF_HOME.
     """
-    there = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
-    if not os.access(there, os.W_OK):
-        return Finding("problem", f"disk: {name} in {place.absolute()} can't be written: take another folder")
-    free = shutil.disk_usage(there).free
-    text = f"disk: {name} in {place.absolute()}, {free / 1e9:.1f} GB free"
+    place = place.absolute()
+    try:
+        there = next(folder for folder in (place, *place.parents) if folder.exists())
+        free = shutil.disk_usage(there).free
+        reason = "" if os.access(there, os.W_OK) else "no permission"
+    except OSError as error:  # of a folder in one that can't be entered, or of storage that is gone
+        free, reason = 0, describe(error)
+    if reason:
+        grade: Grade = "problem" if needed else "warning"
+        return Finding(grade, f"disk: {name} in {place} can't be written ({reason}): take another folder")
+    text = f"disk: {name} in {place}, {free / 1e9:.1f} GB free"
     if free < needed:
         return Finding(
             "problem",

@@ -19,6 +19,7 @@ from commands.doctor import doctor, examine_attention, examine_ffmpeg, examine_p
 from commands.machine import examine_machine
 from tests.cli import Run
 from tests.tiny import tiny_backbone
+from tests.zoo.llava import TinyLlava
 from zoo.attention_kernels import count_kernels
 from zoo.errors import InputError
 
@@ -101,6 +102,27 @@ def test_a_shard_that_its_index_does_not_name_is_found(tmp_path, dataset, capsys
     assert "2.safetensors and its index differ in 2 tensors" in lines(capsys, *dataset, *geometry)[0]
 
 
+def test_a_task_without_a_backbone_is_built(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = lines(capsys, "--config", "geometry_tiny.yaml")
+    assert not any(line.startswith("problem") for line in shown)
+    assert any("disk: checkpoints in" in line for line in shown)
+
+
+def test_devices_that_are_absent_are_a_problem_and_a_cpu_that_is_meant_is_none(tmp_path, dataset, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    asked = ("--trainer.accelerator", "cuda", "--trainer.devices", "8")
+    first, *_ = lines(capsys, *dataset, *asked)
+    assert first.startswith("problem  --trainer.accelerator and --trainer.devices: ") and "can not run" in first
+    frozen = ("--model.backbone.dtype", "bfloat16", "--model.learning_rates.vision", "null")
+    meant = lines(capsys, *dataset, "--trainer.accelerator", "cpu", *frozen)
+    assert not any(line.startswith("problem") for line in meant)
+    (vision,) = (line for line in meant if "attention: vision encoder" in line)
+    assert "in bfloat16 on cpu" in vision
+
+
 def test_an_error_of_the_command_line_is_a_problem(capsys):
     assert lines(capsys, "--data.num_framez", "4")[0].startswith("problem  config: data.num_framez")
 
@@ -120,13 +142,52 @@ def test_ffmpeg_and_packages_that_can_not_be_used_are_named(monkeypatch):
     assert "can't be imported" in broken.text and "pip uninstall tqdm" in broken.text
 
 
-def test_a_disk_without_room_for_checkpoints_and_a_hidden_gpu_are_problems(tmp_path, monkeypatch):
+def test_a_disk_without_room_for_checkpoints_is_a_problem_and_a_hidden_gpu_a_warning(tmp_path, monkeypatch):
     assert not any(finding.grade == "problem" for finding in examine_machine(tmp_path, 1000))
     (tmp_path / "driver").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu")
     monkeypatch.setattr(machine, "NVIDIA", tmp_path / "driver")
-    gpu, disk = (finding.text for finding in examine_machine(tmp_path, 10**18) if finding.grade == "problem")
-    assert "driver 570.86.15, and PyTorch sees no GPU" in gpu
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = [*examine_machine(tmp_path, 10**18, is_training=True)]
+    (disk,) = (finding.text for finding in found if finding.grade == "problem")
     assert "checkpoints take" in disk and "--trainer.default_root_dir" in disk
+    (gpu,) = (finding for finding in found if "GPU" in finding.text)  # `trainer.accelerator cpu` may be meant
+    assert gpu.grade == "warning" and "driver 570.86.15, and PyTorch sees no GPU" in gpu.text
+    assert "CUDA_VISIBLE_DEVICES is '', unset it" in gpu.text
+
+
+def test_a_part_of_the_machine_that_can_not_be_examined_is_one_finding(tmp_path, monkeypatch):
+    complete = len([*examine_machine(tmp_path)])
+    kept = shutil.disk_usage
+
+    class Refused(type(tmp_path)):
+        """A file in a folder that this user may not enter."""
+
+        def exists(self, **_):
+            raise PermissionError(f"{self}: permission denied")
+
+    def usage(place):
+        if Path(place) == machine.SHARED_MEMORY:
+            raise PermissionError("permission denied")
+        return kept(place)
+
+    monkeypatch.setattr(machine, "NVIDIA", Refused("/driver"))
+    monkeypatch.setattr(machine, "HF_HOME", Refused(tmp_path / "hub"))
+    monkeypatch.setattr(machine, "Path", lambda *names: names[0] if isinstance(names[0], Refused) else Path(*names))
+    monkeypatch.setattr(machine, "SHARED_MEMORY", Path("/"))
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    found = [*examine_machine(tmp_path)]
+    refused = [finding.text for finding in found if "permission denied" in finding.text]
+    assert [text.partition(":")[0] for text in refused[:1]] == ["GPU"] and any("HF_HOME" in text for text in refused)
+    assert all(finding.grade != "problem" for finding in found) and len(found) >= complete
+    written = [finding for finding in found if "disk: runs" in finding.text or "temporary files" in finding.text]
+    assert len(written) == 2
+
+
+def test_only_a_folder_that_a_training_writes_must_be_writable(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine.os, "access", lambda place, mode: False)
+    assert machine.examine_disk("HF_HOME", tmp_path).grade == "warning"
+    assert machine.examine_disk("runs", tmp_path, 1).grade == "problem"
 
 
 # ---- Kernels ---------------------------------------------------------------------------------------------------------
@@ -148,9 +209,19 @@ def test_the_kernel_that_ran_is_counted_and_not_the_one_that_is_installed():
 def test_attention_of_each_backbone_is_run(family, attention):
     backbone = tiny_backbone(family, implementation=attention).load()
     for precision in ("32-true", "bf16-mixed"):
-        taken = [finding.text for finding in examine_attention(backbone, precision)]
+        taken = [finding.text for finding in examine_attention(backbone, precision, torch.device("cpu"))]
         assert len(taken) == 3
         assert all(("takes SDPA flash" if attention == "sdpa" else "no fused kernel") in text for text in taken)
+
+
+def test_attention_is_run_in_the_dtype_of_each_part_and_in_another_familys_vision_encoder():
+    backbone = TinyLlava().load()  # SigLIP's config says num_attention_heads
+    for weight in backbone.vlm.model.vision_tower.parameters():
+        weight.data = weight.data.bfloat16()
+    for precision, decoder in (("32-true", "float32"), ("bf16-mixed", "bfloat16")):
+        *decoders, vision = (finding.text for finding in examine_attention(backbone, precision, torch.device("cpu")))
+        assert all(f"channels in {decoder} " in text for text in decoders)
+        assert "2 heads of 16 channels in bfloat16" in vision
 
 
 def test_log_and_results_of_a_run_say_which_kernels_ran(run: Run, tmp_path: Path):
