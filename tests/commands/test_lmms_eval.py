@@ -173,6 +173,64 @@ def test_easis_tasks_about_several_pictures_are_answered_by_lmms_evals_own_code(
     assert json.loads(results.read_text())["results"][made.name].keys() & {"overall_accuracy,none", "average,none"}
 
 
+# file of the task, the folder of its videos under HF_HOME, and the score that it reports
+GENERAL = {
+    "videomme": ("videomme/videomme.yaml", "videomme/data", "videomme_perception_score"),
+    "mvbench_action_count": (
+        "mvbench/mvbench_action_count.yaml",
+        "mvbench_video/perception/videos",
+        "mvbench_accuracy",
+    ),
+}
+
+
+@pytest.mark.parametrize("task", GENERAL)
+def test_general_questions_about_videos_are_answered_by_lmms_evals_own_code(
+    task: str, folder: Path, tmp_path: Path, rooms_root: Path
+) -> None:
+    """Made rows in the published layout take the place of the downloaded ones, to measure what a training forgets."""
+    import lmms_eval
+
+    file, place, score = GENERAL[task]
+    model, videos, options = SpatialVLM.from_pretrained(folder / "Qwen2.5-VL"), folder / "hf" / place, ["one", "two"]
+    videos.mkdir(parents=True)
+    rows, expected = [], []
+    for number, clip in enumerate(sorted(rooms_root.rglob("*.mp4"))[:2]):
+        (videos / f"clip{number}.mp4").symlink_to(clip)
+        for text in tiny.TEXTS[:2]:
+            if task == "videomme":
+                lettered = [f"{letter}. {option}" for letter, option in zip("AB", options, strict=True)]
+                kind = {"duration": "short", "domain": "Knowledge", "sub_category": "Law", "task_type": "OCR Problems"}
+                row = {"videoID": f"clip{number}", "question_id": f"{len(rows)}", "options": lettered, **kind}
+                asked = "\n".join(
+                    (
+                        "Select the best answer to the following multiple-choice question based on the video and the "
+                        "subtitles. Respond with only the letter (A, B, C, or D) of the correct option.",
+                        *(text, *lettered),
+                        "\nAnswer with the option's letter from the given choices directly.",
+                    )
+                )
+            else:
+                row = {"video": f"clip{number}.mp4", "candidates": options}
+                asked = f"Question:{text}\nOption:\n(A) one\n(B) two\nOnly give the best option.\n"
+            rows.append(row | {"question": text, "answer": "A" if task == "videomme" else "one"})
+            (reply,) = answer_chats(model, [clip], [chat("video", asked)], max_new_tokens=tiny.NEW)
+            expected += model.backbone.preprocessor.decode([reply.ids])
+    made = folder / f"made_{task}"
+    made.mkdir()
+    (made / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    official = Path(lmms_eval.__file__).parent / "tasks" / file
+    (split,) = re.findall(r"test_split: (\w+)", official.read_text())
+    local = {"dataset_path": "json", "dataset_name": None}
+    local["dataset_kwargs"] = {"data_files": {split: str(made / "rows.jsonl")}}
+    (made / "made.yaml").write_text(yaml.safe_dump({"include": str(official), "task": made.name, **local}))
+    few = ("--gen_kwargs", f"max_new_tokens={tiny.NEW}")
+    assert answers(evaluate(folder, tmp_path / "out", "Qwen2.5-VL", made.name, *few)) == expected
+    assert len(set(expected)) > 1  # the control
+    (results,) = (tmp_path / "out").rglob("*results.json")
+    assert json.loads(results.read_text())["results"][made.name].keys() >= {f"{score},none"}
+
+
 def ask(model: SpatialVLMZoo, *asked: tuple[list[Any], str], **options: Any) -> list[str]:
     """Answers to requests about media, as lmms-eval makes them."""
     chats = []
