@@ -59,14 +59,28 @@ def test_the_packages_themselves_load_no_pytorch() -> None:
     printed_by("import sys, zoo.errors, datamodules, callbacks; assert 'torch' not in sys.modules")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8:strict"])
-def test_a_name_that_stdout_cannot_encode_is_escaped(encoding: str, tmp_path: Path) -> None:
+SCORE = """
+import sys
+from io import BytesIO, TextIOWrapper
+from commands.main import main
+for encoding in ("ascii", "latin-1", "utf-8"):
+    written = BytesIO()
+    sys.argv, sys.stdout = ["main.py", "score", {file!r}], TextIOWrapper(written, encoding, "strict")
+    main()
+    sys.stdout.flush()
+    sys.__stdout__.buffer.write(written.getvalue())
+"""
+
+
+def test_a_name_that_stdout_cannot_encode_is_escaped(tmp_path: Path) -> None:
     row = record("a", "object_counting", "", "4", scene="toy/\u00e9\u5ba4\ud83d\x1b[31m", error="no video")
     (tmp_path / "answers.jsonl").write_text(json.dumps(row))
-    variables = {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    command = [sys.executable, str(ROOT / "main.py"), "score", str(tmp_path / "answers.jsonl")]
-    made = subprocess.run(command, env=os.environ | variables, capture_output=True, check=True)
-    assert rb"\ud83d\x1b[31m (1 question): no video" in made.stdout and b"\x1b" not in made.stdout
+    command = [sys.executable, "-c", SCORE.format(file=str(tmp_path / "answers.jsonl"))]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert made.stdout.count(rb"\ud83d\x1b[31m (1 question): no video") == 3 and b"\x1b" not in made.stdout
+    assert {rb"toy/\xe9\u5ba4", b"toy/\xe9\\u5ba4", "toy/\u00e9\u5ba4".encode()} == {
+        name.split(rb"\ud83d")[0] for name in made.stdout.split() if name.startswith(b"toy/")
+    }
 
 
 GROW_AND_FREE = """

@@ -95,7 +95,7 @@ class Tested:
     def asked(self) -> frozenset[tuple[object, ...]]:
         """The questions: tests with the same ones are compared question by question."""
         columns = [name for name in ("question_type", "scene", "question", "ground_truth") if name in self.questions]
-        return frozenset(self.questions[columns].itertuples(name=None))
+        return frozenset(zip(self.questions.index, *(self.questions[name].tolist() for name in columns), strict=True))
 
     def score(self, measure: str) -> float | None:
         """Return the score of a measure in 0..1; None if no question belongs to it."""

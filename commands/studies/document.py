@@ -51,6 +51,7 @@ class Document:
     def __init__(self, study: Study, results: Results) -> None:
         self.study, self.results = study, results
         self._found = {(run.setting, run.column, run.seed): results.find(run) for run in study.runs()}
+        self._tested: dict[Cell, list[Tested]] = {}
 
     # ---- Scores --------------------------------------------------------------------------------------------------
 
@@ -274,9 +275,11 @@ class Document:
 
     def _tests(self, cell: Cell) -> list[Tested]:
         """Return the tests of a cell that have its measure, one per seed."""
-        label, kind = ", ".join(filter(None, cell[:2])), self.measure(cell)
-        found = (result for result in self.found(cell).values() if kind in result.scores)
-        return [self.results.tested(result, label, cell.test) for result in found]
+        if cell not in self._tested:
+            label, kind = ", ".join(filter(None, cell[:2])), self.measure(cell)
+            found = (result for result in self.found(cell).values() if kind in result.scores)
+            self._tested[cell] = [self.results.tested(result, label, cell.test) for result in found]
+        return self._tested[cell]
 
     def _seeds_of(self, cell: Cell, base: Cell) -> str:
         """Return the seeds of a difference between two tests of the same trainings, if a side has further seeds."""

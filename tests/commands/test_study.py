@@ -442,7 +442,12 @@ def test_options_are_parsed_before_the_first_training(changes: dict, says: str, 
             run(*words)
         assert "\n" not in str(error.value)
     assert not calls() and not Path("runs").exists()
-    write()  # the control
+
+
+def test_right_options_are_parsed_without_a_word(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the test before this one."""
+    monkeypatch.setattr("commands.studies.execution.check_commands", check_commands)
+    write()
     run("--dry_run")
 
 
