@@ -134,7 +134,8 @@ def examine_config(arguments: list[str]) -> Iterator[Finding]:
         try:
             device = _choose_device(parts.trainer)
         except Exception as error:  # Lightning's
-            yield Finding("problem", f"--trainer.accelerator and --trainer.devices: {describe(error)}")
+            asked = f"--trainer.accelerator {parts.trainer.accelerator} --trainer.devices {parts.trainer.devices}"
+            yield Finding("problem", f"{asked}: {describe(error)}: auto takes what there is")
         task, split = parts.model, parts.split
         yield from attempt(_examine_weights(task), "weights")
         if model := getattr(task, "model", None):

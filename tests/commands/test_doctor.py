@@ -115,7 +115,7 @@ def test_devices_that_are_absent_are_a_problem_and_a_cpu_that_is_meant_is_none(t
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     asked = ("--trainer.accelerator", "cuda", "--trainer.devices", "8")
     first, *_ = lines(capsys, *dataset, *asked)
-    assert first.startswith("problem  --trainer.accelerator and --trainer.devices: ") and "can not run" in first
+    assert first.startswith("problem  --trainer.accelerator cuda --trainer.devices 8: ") and "can not run" in first
     frozen = ("--model.backbone.dtype", "bfloat16", "--model.learning_rates.vision", "null")
     meant = lines(capsys, *dataset, "--trainer.accelerator", "cpu", *frozen)
     assert not any(line.startswith("problem") for line in meant)
