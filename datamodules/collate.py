@@ -122,7 +122,7 @@ class Collate(ABC):
             pixel_values=pixel_values,
             grid_thw=(steps, height, width),
             token_side=token_side,
-            frames=frames if spec.requires_frames and cached is None else None,
+            frames=frames if spec.requires_posed_frames or (spec.requires_frames and cached is None) else None,
             seconds_per_grid=None if spec.seconds == "nominal" else loaded.seconds_per_grid,
             geometry=geometry,
             cached_geometry=cached,

@@ -162,6 +162,8 @@ def scenes_of_media(
             geometry=geometry,
             cameras=patch_cameras,
         )
+        if scene.cameras is not None:
+            spec.check_cameras(scene)
         scenes.append(scene)
         scene_index[row].append(number)
     return scenes, scene_index

@@ -527,6 +527,7 @@ class SpatialVLM(Configurable, nn.Module):
             preprocessor=getattr(backbone, "preprocessor", None),  # a model built from tensors has no tokenizer
             frames=self.frame_rules,
             requires_frames=bool(shown and shown.requires_frames) or changes_answers,
+            requires_posed_frames=changes_answers,
             requires_frame_times=backbone.span_per_step,
             seconds=self.time_index.seconds,
             vision=backbone.vision_rules,

@@ -34,6 +34,8 @@ class ModelSpec:
         preprocessor: Turns frames and chats into patches and tokens. None for a model without questions.
         frames: How the frames of a scene are read.
         requires_frames: A geometry encoder reads RGB frames in the size that the backbone sees.
+        requires_posed_frames: An objective reads each frame with its own camera in every answer. Frames are kept where
+            the geometry comes from a cache, and a frame without a pose is an error.
         requires_frame_times: The prompt states the time of each video frame. A video without times is an error.
         seconds: Which seconds per temporal patch a time index uses, see `TimestampIndex`.
         vision: The vision encoder's inputs that depend on sizes alone.
@@ -70,6 +72,7 @@ class ModelSpec:
     preprocessor: Preprocessor | None = None
     frames: FrameRules = FrameRules()
     requires_frames: bool = False
+    requires_posed_frames: bool = False
     requires_frame_times: bool = False
     seconds: Seconds = "nominal"
     vision: VisionRules | None = None
@@ -103,9 +106,16 @@ class ModelSpec:
     least_batch_size: int = 1
 
     def check_cameras(self, scene: PreparedScene) -> None:
-        """Raise an InputError if a prepared scene lacks the cameras that the model requires."""
+        """Raise an InputError if a prepared scene lacks cameras that the model requires."""
         if self.requires_cameras and scene.cameras is None:
             raise InputError("no cameras, and this model needs them: give the scene a cameras.json")
+        posed = None if scene.geometry is None else scene.geometry.has_camera
+        if self.requires_posed_frames and posed is not None and not posed.all():
+            frames = scene.frame_indices or range(len(posed))
+            raise InputError(
+                f"frame {frames[int(posed.int().argmin())]} has no pose, and --model.objectives reads the pose of each "
+                "shown frame: take a sampler that selects by poses"
+            )
 
     def check_scene_packing(self) -> None:
         """Check that several scenes may share a sequence.

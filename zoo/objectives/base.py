@@ -242,6 +242,7 @@ class Objective(Configurable, nn.Module, ABC):
     Attributes:
         targets: What it learns to predict about a scene, from the dataset or the geometry encoder, see `camera_source`.
         changes_answers: Whether `change_tokens` acts in tests as well, from the frames of a scene and their cameras.
+            A frame without a camera is an error.
         question_types: Question types that its settings name. The benchmark must have them.
         uses_lengths: Whether its targets depend on the unit of lengths.
         layers: Decoder layers (from 0) whose outputs `forward` reads. Set by `bind`.

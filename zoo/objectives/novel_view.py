@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from zoo.backbones.base import VisualTokens
 from zoo.errors import InputError, check_choice
 from zoo.geometry.base import unit_colors
+from zoo.geometry.cache import geometry_of_frames
 from zoo.objectives.base import Decoded, Objective
 from zoo.precision import full_precision, to_float32
 from zoo.scene_encoding import EncodedScene
@@ -310,8 +311,8 @@ class NovelViews(Objective):
     target views from the result. The loss is the mean squared error of the colors, plus 0.5 times the perceptual loss
     with `perceptual`. `HeldOutViews` has the same idea with a smaller predictor, and leaves answers alone.
 
-    Here cameras come from the dataset, and a scene without them is an error. The fork takes VGGT's cameras of input and
-    target frames in one pass.
+    Here cameras come from the dataset, and a scene or a shown frame without them is an error. The fork takes VGGT's
+    cameras of input and target frames in one pass.
 
     Args:
         kind: `film`: a scale and a shift per frame (state 9aa2a90). `patch_residual`: a sum per patch (36d80f8).
@@ -461,13 +462,14 @@ class NovelViews(Objective):
         Raises:
             InputError: The scene has no frames or no cameras.
         """
-        geometry = scene.geometry
-        if scene.frames is None or geometry is None or not geometry.has_cameras:
+        frames = scene.frames
+        geometry = None if frames is None else geometry_of_frames(scene.geometry, frames, scene.vision_window)
+        if frames is None or geometry is None or not geometry.has_cameras:
             raise InputError(
                 f"{scene.name}: NovelViews reads the frames of a scene and their cameras: give it a cameras.json"
             )
         poses, K, _ = geometry.cameras()
-        return Views.of(scene.frames, poses, K)
+        return Views.of(frames, poses, K)
 
 
 def read_tensors(path: str, option: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from datamodules.collate import QuestionCollate
 from tests.golden.weights import init_, unit_noise
 from tests.tiny import (
     QUESTIONS,
@@ -26,8 +28,11 @@ from tests.tiny import (
     tiny_scene,
 )
 from tests.zoo.objectives.test_held_out_views import with_targets
-from zoo import InputError, NovelViews, SpatialVLM, VideoQATask
+from zoo import AddFusion, InputError, NovelViews, SpatialVLM, TinyVGGT, VideoQATask
+from zoo.cameras import intrinsics_in_pixels
+from zoo.cameras.scene_geometry import Window
 from zoo.checkpoints import unofficial_parts
+from zoo.geometry.cache import GeometryCache
 from zoo.objectives.novel_view import (
     LVSM,
     LVSMConnector,
@@ -38,6 +43,7 @@ from zoo.objectives.novel_view import (
     targets_between,
     targets_interior,
 )
+from zoo.sequences.batch import Batch
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "novel_view"
 CASE: dict[str, Any] = json.loads((GOLDEN / "nvs/two_grids_three_layers.json").read_text())
@@ -226,6 +232,48 @@ def test_the_perceptual_loss_reads_torchvisions_names(tmp_path: Path) -> None:
     losses = task.losses(tiny_batch(task, *SCENES, training=True))
     assert losses["NovelViews/perceptual"] > 0 and losses["NovelViews/l2"] > 0
     assert not any("vgg" in name for name in task.state_dict())
+
+
+def test_a_cached_geometry_leaves_the_frames_to_the_renderer(tmp_path: Path) -> None:
+    cache = GeometryCache(str(tmp_path / "cache"))
+    parts: dict[str, Any] = {"fusion": AddFusion, "geometry": partial(TinyVGGT, embed_dim=32, depth=2, seed=0)}
+
+    def encoded(objectives: list[Any]) -> tuple[Batch, Tensor]:
+        task = tiny_model(objectives=objectives, geometry_cache=cache, **parts)
+        batch = QuestionCollate(task.model_spec())([SCENES[0]])
+        return batch, task.model.encode_scenes(batch)[0].visual.tokens
+
+    (computed, first), (read, again) = (encoded([NovelViews(**SMALL)]) for _ in range(2))
+    assert computed.scenes[0].cached_geometry is None and read.scenes[0].cached_geometry is not None
+    assert torch.equal(first, again)
+    assert encoded([])[0].scenes[0].frames is None  # the control: no other part reads them
+
+
+def test_the_renderer_gets_the_cameras_of_the_frames_that_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an encoder's own frames the vision encoder sees a window, to which the dataset's cameras belong."""
+    task, window, seen = model().eval(), Window(70, 98, 7, 14, 56, 84), []
+    whole = torch.randint(0, 255, (6, 3, 70, 98), dtype=torch.uint8)
+    part = whole[(..., *window.place)].contiguous()
+    stills = replace(SCENES[0], frames=part, geometry_frames=whole, vision_window=window, kind="image")
+    renderer = task.model.objectives["NovelViews"].lvsm_model
+    tokens = renderer.tokens
+    monkeypatch.setattr(renderer, "tokens", lambda *views: seen.append(views) or tokens(*views))
+    task.model.encode_scenes(tiny_batch(task, stills))
+    ((pictures, _, found),) = seen
+    assert torch.equal(pictures[0], whole / 255)
+    geometry = SCENES[0].geometry
+    assert geometry is not None and geometry.K_normalized is not None
+    expected = intrinsics_in_pixels(geometry.K_normalized, 84, 56)
+    expected[:, :2, 2] += torch.tensor([14, 7])
+    torch.testing.assert_close(torch.diag(torch.tensor([98.0, 70.0, 1.0])).to(found) @ found[0], expected)
+
+
+def test_a_shown_frame_without_a_pose_is_an_error_of_the_scene() -> None:
+    posed = torch.tensor([True, True, True, False, True, True])
+    scene = SCENES[0].change_geometry(lambda each: type(each)(**{**each.present(), "has_camera": posed}))
+    failed = tiny_batch(model().eval(), scene).failed
+    assert all("a: frame 30 has no pose" in record["error"] for record in failed) and failed
+    assert not tiny_batch(tiny_model("plain"), scene).failed  # the control: a model that does not read its pose
 
 
 WRONG: dict[str, tuple[Any, str]] = {
