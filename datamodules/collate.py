@@ -207,7 +207,7 @@ class TrainingCollate(Collate):
             self.spec.check_scene_packing()
 
     def __call__(self, loaded: Sequence[LoadedScene]) -> Batch:
-        """Build a batch. One of text alone also shows a blank video, from which nothing is learned.
+        """Build a batch. One of text alone also shows a blank image, from which nothing is learned.
 
         So each process uses the same parts in each step, as DDP and FSDP2 require: the vision encoder and what follows
         it have zero-valued gradients.
@@ -218,7 +218,7 @@ class TrainingCollate(Collate):
         return batch
 
     def blank(self, like: LoadedScene) -> LoadedScene:
-        """Return a video of two black frames with cameras and depth, in the step of another scene."""
+        """Return a black image with a camera and depth, in the step of another scene. Some families read no videos."""
         side = 2 * self.spec.frames.token_px
         both = torch.eye(4, dtype=torch.float64).repeat(TEMPORAL_PATCH_SIZE, 1, 1)
         depth = torch.ones(TEMPORAL_PATCH_SIZE, side, side)
@@ -226,9 +226,8 @@ class TrainingCollate(Collate):
             BLANK.id,
             (BLANK,),
             torch.zeros(TEMPORAL_PATCH_SIZE, 3, side, side, dtype=torch.uint8),
-            frame_indices=tuple(range(TEMPORAL_PATCH_SIZE)),
-            frame_times=tuple(float(frame) for frame in range(TEMPORAL_PATCH_SIZE)),
-            seconds_per_grid=1.0,
+            kind="image",
+            frame_indices=(0,) * TEMPORAL_PATCH_SIZE,
             geometry=SceneGeometry(world_to_camera=both, K_normalized=both[:, :3, :3], depth=depth),
             question_types=like.question_types,
             is_supervised=False,

@@ -242,7 +242,8 @@ class SceneDataset(Dataset):
         if spec.requires_depth or (spec.reads_depth and has_depth):
             depth = self._read_depth(view, frames, (height, width))
         elif "depth" in spec.targets and view.depth is not None:
-            depth, loaded["target_error"] = self._read_target(view, frames, (height, width))
+            size = (height, width)
+            depth, loaded["target_error"] = _read_target(view, lambda: self._read_depth(view, frames, size))
         if depth is not None:
             geometry = SceneGeometry(**{**({} if geometry is None else geometry.present()), "depth": depth})
         if window is not None and geometry is not None:
@@ -298,34 +299,35 @@ class SceneDataset(Dataset):
         if not drawn:
             reason = (
                 f"{view.scene_name}: no frame with a camera lies between the {len(set(shown))} shown ones, and "
-                "HeldOutViews predicts such frames: lower --data.num_frames, or take another --data.train_sampler"
+                "--model.objectives predict such frames: lower --data.num_frames, or take another --data.train_sampler"
             )
             return {"target_error": reason}
         frames = [frame for frame in drawn for _ in range(TEMPORAL_PATCH_SIZE)]
         geometry = view.geometry(frames)
         assert geometry is not None
-        read = resize(view.video.read(drawn)).repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
+        read, error = _read_target(view, lambda: resize(view.video.read(drawn)))
+        if read is None:
+            return {"target_error": error}
         return {
             "target_views": LoadedScene(
                 view.scene_name,
-                frames=read,
+                frames=read.repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
                 kind="image",
                 frame_indices=tuple(frames),
                 geometry=geometry if window is None else window.crop(geometry),
             )
         }
 
-    def _read_target(
-        self, view: SceneView, frames: Sequence[int], size_hw: tuple[int, int]
-    ) -> tuple[Float32[Tensor, "T H W"] | None, str | None]:
-        """Read depth that the model only predicts, or return the reason why it can't be read. Retries once."""
-        reason = None
-        for _ in range(MAX_ATTEMPTS):
-            try:
-                return self._read_depth(view, frames, size_hw), None
-            except SCENE_FAULTS as error:
-                reason = format_scene_error(view.scene_name, error)
-        return None, reason
+
+def _read_target(view: SceneView, read: Callable[[], Tensor]) -> tuple[Tensor | None, str | None]:
+    """Read what the model only predicts, or return the reason why it can't be read. Retries once."""
+    reason = None
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            return read(), None
+        except SCENE_FAULTS as error:
+            reason = format_scene_error(view.scene_name, error)
+    return None, reason
 
 
 def in_time(read: Callable[[], LoadedScene], limit_s: float | None) -> LoadedScene | None:

@@ -37,6 +37,7 @@ from zoo.objectives.base import (
     Objective,
     append_view_token,
     end_token,
+    join_target_views,
     objectives_by_name,
     resolve_extra_tokens,
     weighted_losses,
@@ -215,7 +216,7 @@ class SpatialVLM(Configurable, nn.Module):
         appended = ExtraTokens.NONE if self.fusion is None else self.fusion.appended
         self.training_tokens = resolve_extra_tokens(named.values(), appended, training=True)
         self.extra_tokens = resolve_extra_tokens(named.values(), appended, training=False)
-        if camera_source == "predicted" and any(each.target_views for each in named.values()):
+        if join_target_views(named.values()) is not None and camera_source == "predicted":
             raise InputError(
                 "--model.camera_source predicted: target views need cameras of frames that the geometry encoder does "
                 "not see: take dataset or auto"
@@ -543,7 +544,7 @@ class SpatialVLM(Configurable, nn.Module):
             geometry_reader=reader,
             arbitrary_unit=self.geometry_name if has_own_unit else None,
             targets=plan.targets,
-            target_views=next((each.target_views for each in self.active_objectives if each.target_views), None),
+            target_views=join_target_views(self.active_objectives),
             required_targets=tuple(sorted(required_targets)),
             has_posed_labels=plan.source == "predicted" and bool(labels) and "world_to_camera" in told,
             placeholders=backbone.placeholders,

@@ -128,7 +128,8 @@ class Conversations(SceneSource):
             if medium < 0:
                 self.missing.setdefault(NO_MEDIUM, Counter()).update(by_type(asked))
             elif medium >= len(media):
-                texts.append(Scene(f"text/{asked[0].id.partition('.')[0]}", self.path, asked, is_text=True))
+                name = f"text/{self.path.stem}-{rows.number(int(asked.rows[0]))}"
+                texts.append(Scene(name, self.path, asked, is_text=True))
             else:
                 questions[media[medium]] = asked
         if not questions and not texts:
@@ -136,16 +137,15 @@ class Conversations(SceneSource):
             raise ValueError(f"{self.path}: no row has a video or image{of_type}")
         return list_scenes(self.videos, questions, self.missing, self.cameras) + texts
 
-    def _check(self, questions: Sequence[Question]) -> None:
+    def _check(self, questions: PackedQuestions) -> None:
         """Check the right answers of a test: one that no answer can match would score 0 without a word."""
-        for question in questions:
+        for row, question in zip(questions.rows.tolist(), questions, strict=True):
             try:
                 if not question.ground_truth.strip():
                     raise InputError("the right answer is empty")
                 self.benchmark.check_ground_truth(question.ground_truth, question.question_type)
             except InputError as error:
-                row = question.id.removeprefix(f"{self.path.stem}-").partition(".")[0]
-                raise InputError(f"{self.path}:{row}: {error}") from error
+                raise InputError(f"{self.path}:{questions.packed.number(row)}: {error}") from error
 
 
 # ---- The rows in memory ---------------------------------------------------------------------------------------------
@@ -175,6 +175,10 @@ class PackedRows:
     def text(self, row: int) -> bytes:
         """Return the JSON of a row."""
         return self.texts[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes()
+
+    def number(self, row: int) -> int:
+        """Return a row's line or position in the file."""
+        return int(json.loads(self.text(row))[0])
 
 
 @dataclass(frozen=True, eq=False)

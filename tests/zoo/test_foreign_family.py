@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from datamodules.collate import TrainingCollate
 from datamodules.inference import batch_of_questions
+from datamodules.scenes import RawQuestion
 from tests.tiny import QUESTIONS, one_per_row, tiny_batch, tiny_scene
 from tests.zoo.llava import (
     SIDE,
@@ -29,6 +31,7 @@ from zoo.checkpoints.export import export_model, official_parameters, official_t
 from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.errors import InputError
 from zoo.geometry.vggt_encoder import VGGTEncoder
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.tasks import VideoQATask
 from zoo.weights.load import read_config
 
@@ -123,6 +126,16 @@ def test_questions_that_share_a_sequence_train_as_one_per_row_with_cameras_as_we
     assert all(each.grad is not None for each in task.model.backbone.decoder.layers.parameters())
     others = [replace(each, geometry=tiny_scene("c", (), 3, 7).geometry[: len(each.frames)]) for each in scenes]
     assert (task.model(tiny_batch(task, *others, training=True))["loss"] - loss).abs() > 1e-4
+
+
+def test_text_alone_trains_a_family_without_videos() -> None:
+    """The vision encoder sees a blank image, from which nothing is learned."""
+    task = VideoQATask(backbone=TinyLlava())
+    batch = TrainingCollate(task.model_spec())([LoadedScene("text", (RawQuestion("t", "", "One and two?", "3"),))])
+    assert not batch.failed and len(batch.scenes) == 1 and sum(batch.num_answers) == 1
+    task.loss(batch).backward()
+    gradients = [each.grad for name, each in task.named_parameters() if "vision_tower" in name and each.requires_grad]
+    assert all(each is not None and not each.any() for each in gradients)
 
 
 def test_a_geometry_encoder_and_a_fusion_on_a_foreign_family_go_both_ways(tmp_path: Path) -> None:

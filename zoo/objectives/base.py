@@ -302,7 +302,7 @@ class Objective(Configurable, nn.Module, ABC):
     @property
     def changes_training_prompts(self) -> bool:
         """Whether training shows other tokens than a test."""
-        changes_tokens = type(self).change_tokens is not Objective.change_tokens
+        changes_tokens = type(self).change_tokens is not Objective.change_tokens and not self.changes_answers
         return (self.adds_token and self.token_in_training_only) or (bool(self.weight) and changes_tokens)
 
     def check_camera_parts(self, parts: Sequence[CameraModule]) -> None:
@@ -431,6 +431,20 @@ def resolve_extra_tokens(objectives: Iterable[Objective], appended: ExtraTokens,
             "needs none with token: false, TeacherPose and MetricScale with token: none"
         )
     return kinds[0] if kinds else ExtraTokens.NONE
+
+
+def join_target_views(objectives: Iterable[Objective]) -> TargetViews | None:
+    """Return the target views that objectives predict, with 2D tokens if one learns them. None without any.
+
+    Raises:
+        InputError: Objectives differ in their number, or in where they are drawn.
+    """
+    found = {type(each).__name__: each.target_views for each in objectives if each.target_views and each.weight}
+    if len({(each.number, each.drawn) for each in found.values()}) > 1:
+        own = " and ".join(f"{name} views {each.number}, drawn {each.drawn}" for name, each in found.items())
+        raise InputError(f"--model.objectives: {own}: they predict the same frames, so give them equal ones")
+    uses_tokens = any(each.tokens for each in found.values())
+    return next((each._replace(tokens=uses_tokens) for each in found.values()), None)
 
 
 class BaseTeacher(Configurable, ABC):

@@ -59,6 +59,14 @@ def write(folder: Path, rows: list[dict] = ROWS, name: str = "data.jsonl") -> Pa
     return folder / name
 
 
+def test_texts_of_a_file_with_a_dot_in_its_name_are_scenes_of_their_own(tmp_path):
+    turns = [{"from": who, "value": "A."} for who in ("human", "gpt", "human", "gpt")]
+    (tmp_path / "mix.v2.jsonl").write_text(2 * (json.dumps({"conversations": turns}) + "\n"))
+    for separate_turns in (False, True):
+        scenes = Conversations(str(tmp_path / "mix.v2.jsonl"), separate_turns=separate_turns).scenes("train")
+        assert [scene.name for scene in scenes] == ["text/mix.v2-1", "text/mix.v2-2"]
+
+
 @pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
 def test_questions_of_one_video_are_one_scene(tmp_path, name):
     source = Conversations(str(write(tmp_path, name=name)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from datamodules import PanelRooms, PanelTurn, VideoQADataModule
+from datamodules.video import Video
 from tests.tiny import (
     MASKED_FAMILIES,
     QUESTIONS,
@@ -211,7 +213,9 @@ def test_the_nearest_view_has_a_camera() -> None:
     assert nearest_views(PatchCameras(poses, K, torch.tensor([True, False, True])), target).tolist() == [0]
 
 
-def test_a_scene_without_cameras_is_left_out_and_one_without_a_gap_is_an_error_of_the_scene(tmp_path: Path) -> None:
+def test_a_scene_without_cameras_is_left_out_and_one_without_a_gap_is_an_error_of_the_scene(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = model()
     bare = [replace(each, geometry=None, target_views=None) for each in SCENES]
     assert loss(task, *bare) == 0 < loss(task, *SCENES)
@@ -227,6 +231,18 @@ def test_a_scene_without_cameras_is_left_out_and_one_without_a_gap_is_an_error_o
     assert frames is not None and frames.shape == (4, *read.frames.shape[1:])  # two views, each twice
     assert not shown.intersection(read.target_views.frame_indices or ())
     assert again.target_views.frame_indices == read.target_views.frame_indices
+    with monkeypatch.context() as patch:  # damage beside the shown frames, which answers do not need
+        whole_video = Video.read
+
+        def damaged(self: Video, frames: Sequence[int]) -> Tensor:
+            if not shown.issuperset(frames):
+                raise InputError("damaged")
+            return whole_video(self, frames)
+
+        patch.setattr(Video, "read", damaged)
+        answered = loader[0]
+    assert answered.error is None and answered.target_views is None and "damaged" in (answered.target_error or "")
+    assert answered.frames is not None and torch.equal(answered.frames, read.frames)
     data.num_frames = loader.open(0).video.num_frames
     whole = data.dataset(scenes, spec=spec)[0]
     assert whole.target_views is None and "no frame with a camera lies between" in (whole.target_error or "")

@@ -28,7 +28,7 @@ from tests.tiny import (
     tiny_scene,
 )
 from tests.zoo.objectives.test_held_out_views import with_targets
-from zoo import AddFusion, InputError, NovelViews, SpatialVLM, TinyVGGT, VideoQATask
+from zoo import GRPO, AddFusion, HeldOutViews, InputError, NovelViews, SpatialVLM, TinyVGGT, VideoQATask
 from zoo.cameras import intrinsics_in_pixels
 from zoo.cameras.scene_geometry import Window
 from zoo.checkpoints import unofficial_parts
@@ -234,6 +234,23 @@ def test_the_perceptual_loss_reads_torchvisions_names(tmp_path: Path) -> None:
     assert not any("vgg" in name for name in task.state_dict())
 
 
+def test_it_learns_beside_held_out_views_of_the_same_frames() -> None:
+    """One learns colors and the other 2D tokens, whichever comes first."""
+    names = ("NovelViews", "HeldOutViews")
+    for turn in (1, -1):
+        task = tiny_model("plain", objectives=[NovelViews(**SMALL, views=2), HeldOutViews()][::turn]).train()
+        losses = task.losses(tiny_batch(task, *SCENES, training=True))
+        assert all(losses[name] > 0 for name in names)
+
+
+def test_rewards_are_given_to_answers_sampled_as_in_training() -> None:
+    """It adds the same tokens in training and in tests."""
+    task = tiny_model("plain", objectives=[NovelViews(**SMALL, gate=2.0)], algorithm=GRPO())
+    asked = tiny_batch(task, *SCENES)
+    tokens = [task.train(mode).model.encode_scenes(asked)[0].visual.tokens for mode in (True, False)]
+    assert torch.equal(*tokens)
+
+
 def test_a_cached_geometry_leaves_the_frames_to_the_renderer(tmp_path: Path) -> None:
     cache = GeometryCache(str(tmp_path / "cache"))
     parts: dict[str, Any] = {"fusion": AddFusion, "geometry": partial(TinyVGGT, embed_dim=32, depth=2, seed=0)}
@@ -278,6 +295,10 @@ def test_a_shown_frame_without_a_pose_is_an_error_of_the_scene() -> None:
 
 WRONG: dict[str, tuple[Any, str]] = {
     "heads": (lambda: NovelViews(width=20, head=8), "heads that divide the width"),
+    "views": (
+        lambda: SpatialVLM(objectives=[NovelViews(**SMALL), HeldOutViews()]),
+        "NovelViews views 4, drawn gaps and HeldOutViews views 2, drawn gaps: they predict the same frames",
+    ),
     "file": (lambda: NovelViews(**SMALL, perceptual="missing.pth"), "perceptual missing.pth can't be read"),
 }
 
