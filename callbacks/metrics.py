@@ -261,12 +261,13 @@ class MetricsCallback(AnswerStore):
         """Return the entries of metrics.json that describe the test."""
         commit, is_clean = git_state()
         data = getattr(trainer, "datamodule", None)
+        record = RunRecord.of(self._identity["config"], pl_module, data)
         differing: dict[str, Any] = {}
         found: dict[str, Any] = {"checkpoint": None, "training": None, "training_overlap": None}
         if trainer.ckpt_path:
             run = folder_of_run(trainer.ckpt_path)
             found["training"] = config_of_training(trainer.ckpt_path)
-            differing = differences(RunRecord.of(self._identity["config"], pl_module, data), found["training"])
+            differing = differences(record, found["training"])
             found["checkpoint"] = str(trainer.ckpt_path)
             if skipped := skipped_scenes(run):
                 found["skipped_training_scenes"] = len(skipped)
@@ -283,6 +284,7 @@ class MetricsCallback(AnswerStore):
             **trained_weights(trainer, pl_module),
             "protocol": protocol_record(trainer, self.protocol),
             "config": config_of_command(trainer, pl_module),
+            "option_effects": record.declared_by_users,
             "differs_from_training": differing,
             "commit": commit,
             "is_clean": is_clean,

@@ -92,12 +92,24 @@ class RunRecord:
             config: The config, possibly flattened.
             owners: The task and the DataModule, or their classes. Without them they are looked up by the names in the
                 config. Nothing but the zoo's own classes is imported: others count as a `VideoQATask` and a
-                `VideoQADataModule`, from which they derive.
+                `VideoQADataModule`, from which they derive, and `declared_by_users` tells more.
         """
         options = flatten(config)
         declared = [getattr(each, "option_effects", OptionEffects()) for each in owners or _named_classes(options)]
         kinds = zip(OF_COMMAND, *declared, strict=True)
         return cls(options, OptionEffects(*(tuple(chain.from_iterable(own)) for own in kinds)))
+
+    @property
+    def declared_by_users(self) -> dict[str, list[str]] | None:
+        """The effects, for a file, if a user's own classes declare others than `of` finds without them. Else None."""
+        found = self.of(self.options).effects
+        return None if found == self.effects else {kind: [*names] for kind, names in self.effects._asdict().items()}
+
+    def declaring(self, effects: Mapping[str, Any] | None) -> RunRecord:
+        """Return the record with the `declared_by_users` of a file, if it has any."""
+        if not effects:
+            return self
+        return replace(self, effects=OptionEffects(*(tuple(effects.get(kind, ())) for kind in OptionEffects._fields)))
 
     def beside(self, config: Mapping[str, Any]) -> RunRecord:
         """Return the record of another config, to be compared with this one by the same effects."""

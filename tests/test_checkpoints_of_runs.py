@@ -162,6 +162,7 @@ def test_a_run_without_a_checkpoint_is_skipped_and_logged(run: Run, trained: Tra
         run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "last")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_outside_its_run_has_its_own_config(run: Run, trained: Trained, tmp_path: Path) -> None:
     """It is the default of a test, what differs is recorded, and a training resumes with the same model only."""
     shutil.copytree(trained() / "checkpoints", tmp_path / "elsewhere")
@@ -221,6 +222,7 @@ def test_initial_weights_of_another_model_are_named(run: Run, trained: Trained) 
     assert "was trained with another" not in run("fit", "--config", "qwen25_vl.yaml", *start, logged=True)
 
 
+@pytest.mark.slow
 def test_a_copied_run_is_trained_and_tested_where_its_files_are(run: Run, trained: Trained, tmp_path: Path) -> None:
     original = trained()
     shutil.copytree(original, copy := original.with_name("copy"))

@@ -160,6 +160,7 @@ def scores_of_rules(task: PanelTurn, frames: int) -> tuple[float, float, float]:
     return float(np.mean(exact)), float(np.mean(quarter)), float(np.mean(blind))
 
 
+@pytest.mark.slow
 def test_free_turns_need_the_pixel_and_more_than_a_quarter_turn() -> None:
     """As studies/free_turn.md says. The control is `PanelTurn`, of which the quarter is nearly all: studies/turn.md."""
     exact, quarter, blind = scores_of_rules(PanelFreeTurn(), 12)

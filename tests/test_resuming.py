@@ -79,6 +79,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert decoder and any("lora" in name for name in decoder) == (extra != MASKS)
 
 
+@pytest.mark.slow
 def test_a_fusion_is_fitted_when_a_training_begins_and_only_then(run: Run, tmp_path: Path) -> None:
     words = ["--config", "concat_split.yaml", "--model.fusion", "SubspaceFusion", "--trainer.limit_val_batches", "0"]
     run("fit", *words, "--seed_everything", "1")

@@ -72,6 +72,7 @@ for encoding in ("ascii", "latin-1", "utf-8"):
 """
 
 
+@pytest.mark.slow
 def test_a_name_that_stdout_cannot_encode_is_escaped(tmp_path: Path) -> None:
     row = record("a", "object_counting", "", "4", scene="toy/\u00e9\u5ba4\ud83d\x1b[31m", error="no video")
     (tmp_path / "answers.jsonl").write_text(json.dumps(row))

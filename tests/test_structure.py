@@ -170,6 +170,7 @@ def extensions_in(loaded: list[str]) -> set[str]:
     return {name for name in loaded if name.startswith(EXTENSIONS)} - CORE
 
 
+@pytest.mark.slow
 def test_fit_test_and_predict_import_no_extension(rooms_root: Path, tmp_path: Path) -> None:
     """`prope.yaml` needs no published model, GRPO, teacher, geometry network, `plan`, `probe` or `study`."""
     video = next(rooms_root.rglob("*.mp4"))

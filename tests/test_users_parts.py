@@ -177,6 +177,7 @@ class Typed(PRoPE):
 """
 
 
+@pytest.mark.slow
 def test_a_part_that_changes_between_a_training_and_its_resumption_is_named(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

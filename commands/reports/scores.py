@@ -165,7 +165,7 @@ MADE_BY = ("run_step", "max_steps", "training_versions", "versions")
 
 # types of the entries of metrics.json that may be absent or null
 ENTRIES = {
-    **dict.fromkeys(("training", "config", "baselines", "small_parameters", "captions"), dict),
+    **dict.fromkeys(("training", "config", "option_effects", "baselines", "small_parameters", "captions"), dict),
     **dict.fromkeys(("run_step", "max_steps"), int),
     "checkpoint": str,
 }
@@ -305,7 +305,8 @@ def _options(training: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[st
     """Return the options that scores depend on, without seeds; as `test.<name>` those that the test changed."""
     checkpoint = Path(metrics.get("checkpoint") or "").name
     parts = ("model", "data", "trainer", *(["checkpoint"] if checkpoint == BEST else []))  # which says what is best
-    record, test = RunRecord.of(training), RunRecord.of(metrics.get("config") or {})
+    records = (RunRecord.of(training), RunRecord.of(metrics.get("config") or {}))
+    record, test = (each.declaring(metrics.get("option_effects")) for each in records)
     trained = {
         name: value
         for name, value in record.options.items()

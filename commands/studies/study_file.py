@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError
 from commands.main import COMMANDS
 from commands.parser import build, command_parser, explained, with_option
 from datamodules import Intervention
-from run_folder.configs import MergedConfig, buildable_classes, find_config, merge_configs
+from run_folder.configs import MergedConfig, buildable_classes, find_class, find_config, merge_configs
 from run_folder.record import RunRecord
 from zoo.benchmarks import registered_benchmarks
 from zoo.configuration import RUNS, flatten, is_covered
@@ -141,7 +141,8 @@ class Run:
         Options that change no result, such as the number of devices, are left out. Options that only change answers are
         those of the study file: configs state the defaults of tests.
         """
-        record = RunRecord.of(self.merged)
+        owners = [find_class(str(self.merged.get(f"{part}.class_path"))) for part in ("model", "data")]
+        record = RunRecord.of(self.merged, *(owners if all(owners) else ()))
         flat = {
             name: each
             for name, each in self.merged.items()

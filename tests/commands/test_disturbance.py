@@ -85,6 +85,7 @@ def rise(reading: PosedText, make: Callable[[], CameraEncoding], **changes) -> t
     return reading.losses(Row("", make, **changes)) - reading.losses(Row("", None))
 
 
+@pytest.mark.slow
 def test_cameras_disturb_and_identity_cameras_do_not(text: PosedText) -> None:
     stock = text.losses(Row("", None))
     assert stock.mean() < 5 and len(stock) == 8  # the decoder has learned something
@@ -138,6 +139,7 @@ def test_a_table_of_text(release: Path, capsys: pytest.CaptureFixture) -> None:
     assert re.search(r"ExtraChannels +[+-]0.00", printed) and "UnrotatedChannels" not in printed
 
 
+@pytest.mark.slow
 def test_the_answers_of_a_run(trained: Trained, capsys: pytest.CaptureFixture) -> None:
     folder = trained()
     run = load_run(folder, without_encoding, "train", 2, "cpu", ())

@@ -70,6 +70,7 @@ def test_complete_data_has_no_problem_and_half_of_it_has(tmp_path, dataset, caps
     assert "1 of 2 have empty files" in first
 
 
+@pytest.mark.slow
 def test_weights_that_are_absent_or_cut_are_problems(tmp_path, dataset, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     geometry = ("--config", "spatial_mllm.yaml", "--model.geometry", "PretrainedVGGT", "--model.geometry.path")

@@ -21,6 +21,7 @@ import pytest
 from commands.report import report
 from commands.reports.scores import load
 from commands.reports.statistics import difference
+from run_folder.record import RunRecord
 from tests.commands.made_runs import BENCHMARK, CONFIG, Record, answers, make_run
 from zoo.errors import InputError, printable
 
@@ -288,6 +289,18 @@ def test_a_half_trained_run_another_code_and_another_test_are_other_rows(tmp_pat
     rewrite_metrics(runs[2], run_step=9)
     report([*map(str, runs)])
     assert f"{runs[2]}: unfinished weights: their training has made 9 of 60 steps" in capsys.readouterr().err
+
+
+def test_an_option_that_changes_nothing_in_a_users_class_makes_no_other_row(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"s{seed}", answers(45, seed=seed), seeded(seed, "mine")) for seed in range(2)]
+    config = seeded(1, "mine")
+    config["model"]["init_args"]["log_images"] = True
+    runs[1] = make_run(tmp_path / "logging", answers(45, seed=1), config)
+    assert seeds_by_row(runs) == [[0], [1]]  # unknown options count
+    effects = RunRecord.of({}).effects
+    for run in runs:
+        rewrite_metrics(run, option_effects=effects._replace(nothing=(*effects.nothing, "model.log_images"))._asdict())
+    assert seeds_by_row(runs) == [[0, 1]]
 
 
 def test_further_tests_are_told_apart_by_their_training(tmp_path: Path, capsys) -> None:

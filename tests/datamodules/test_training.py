@@ -346,6 +346,7 @@ def ids(asked: list[list[str]]) -> list[str]:
     return sorted(id for batch in asked for id in batch)
 
 
+@pytest.mark.slow
 def test_an_unreadable_scene_ends_a_training_unless_it_is_skipped(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{REASON}.*; --data.on_error skip trains without this scene"):
         fit(tmp_path / "strict", Tiny(root), max_epochs=1)
@@ -361,6 +362,7 @@ def test_an_unreadable_scene_ends_a_training_unless_it_is_skipped(root: Path, tm
     assert several.gradients == pytest.approx([2.0] * 26)
 
 
+@pytest.mark.slow
 def test_in_two_processes_the_mean_leaves_out_what_one_could_not_read(root: Path, tmp_path: Path) -> None:
     port = free_port()
 
@@ -450,6 +452,7 @@ class Incomplete(Readable):
         return super().scenes(split)
 
 
+@pytest.mark.slow
 def test_missing_videos_end_a_training_before_its_first_step_unless_they_are_skipped(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -290,6 +290,17 @@ def test_classes_of_others_are_not_imported_for_a_record(monkeypatch: pytest.Mon
     assert RunRecord.of({"model": {"class_path": "GeometryPretraining"}}).effects != RunRecord.of({}).effects
 
 
+def test_a_file_says_what_the_options_of_a_users_class_change() -> None:
+    """Its reader does not import the class. Of the zoo's own classes it says nothing: newer ones may know more."""
+    assert RunRecord.of(CONFIG, VideoQATask, VideoQADataModule).declared_by_users is None
+    rate = "model.learning_rates.decoder"
+    own = RunRecord.of(CONFIG, Model, VideoQADataModule)
+    stored = json.loads(json.dumps(own.declared_by_users))
+    known = RunRecord.of(CONFIG)
+    assert known.changes_training(rate) and not known.declaring(stored).changes_training(rate)
+    assert known.declaring(stored).effects == own.effects and known.declaring(None) == known
+
+
 # ---- which options count
 
 

@@ -237,6 +237,7 @@ def test_what_four_bits_cannot_do_is_an_error(release: Path, tmp_path: Path, mon
     LoRA()
 
 
+@pytest.mark.slow
 def test_a_plan_does_not_offer_shards(run: Run) -> None:
     words = ("plan", "--config", "qwen25_vl.yaml", "--config", "scale_7b.yaml", "--gpus", "2", "--memory_gb", "24")
     plain, quantized = run(*words, sized=False), run(*words, "--model.lora.quantization", "nf4", sized=False)

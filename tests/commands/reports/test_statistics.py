@@ -196,6 +196,7 @@ def test_intervals_hold_the_truth_as_often_as_the_rules_say(
     assert alone < held - 0.05
 
 
+@pytest.mark.slow
 def test_what_a_study_can_show_is_shown_in_four_of_five_repetitions() -> None:
     """Three seeds that differ by 0.05, and equal scenes; a third of the effect is shown in few."""
     rng, rounds, error = np.random.default_rng(3), 120, 0.05 / math.sqrt(3)

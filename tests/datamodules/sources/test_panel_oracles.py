@@ -116,6 +116,7 @@ WITHOUT_ORDER_OR_CAMERAS = (
 )
 
 
+@pytest.mark.slow
 def test_few_rooms_tell_the_new_tasks_from_the_old() -> None:
     old, new = scores(PanelTranslation(), 0, 60), scores(PanelAnywhere(), 0, 60)
     assert new[PIXEL] == old[PIXEL] == 1.0 > old[WHICH] > new[WHICH] + 0.15
@@ -258,6 +259,7 @@ def test_a_test_reports_exact_rules_with_its_hits_and_errors_in_degrees(tmp_path
     assert "hits" not in wrong[PIXEL] and wrong[PIXEL]["all"]["macro"] < 1  # no distribution of the truth
 
 
+@pytest.mark.slow
 def test_hits_of_who_knows_no_more_than_a_rule_and_of_who_knows_more() -> None:
     source, rng = rooms(PanelFreeTurn(), 12), np.random.default_rng(0)
     drawn = [source.drawn("test", index) for index in range(60)]
@@ -280,6 +282,7 @@ def test_hits_of_who_knows_no_more_than_a_rule_and_of_who_knows_more() -> None:
     assert hits(["no number"] * len(tested))[WHICH] == {"mean": 0.0, "standard_error": 0.0}
 
 
+@pytest.mark.slow
 def test_oracles_answer_from_the_wrong_cameras_of_a_test() -> None:
     """They lose what depends on the poses. Turns lose nothing by a scale, and images nothing at all."""
     turn, walk = PanelTurn(), PanelTwoViews()
