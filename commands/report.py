@@ -9,8 +9,9 @@ the benchmark's question types, their means over types (macro) and over question
 first setting with its 95 % interval over seeds and scenes. Scores below the best blind baseline are marked `<`; the
 baselines stand below. Further tables have the differences by question type, where small parameters such as gates began
 and ended, and the options in which the settings differ. All tests in a run's folder are shown. Tests of other questions
-have tables of their own. The HTML page is one file without scripts; it also has a plot and all questions with their
-answers.
+have tables of their own. The HTML page opens from disk. It also has plots of scores and of numeric errors, and all
+questions: a row opens to the frames that the model saw, the cameras from above, the prompt and all answers. The
+pictures lie in a folder beside the page, at most 30 MB.
 
     python main.py report runs/mine-<time> --verify published.json
 
@@ -61,7 +62,9 @@ def report(arguments: list[str]) -> None:
     settings = _options(arguments)
     output = None if settings.output is None else Path(settings.output).expanduser()
     format: Format = settings.format or SUFFIXES.get(output.suffix if output else "", "text")
-    _refuse_run_file(output)
+    if output is None and format == "html" and not (settings.verify or settings.results):
+        output = Path("report.html")
+    _refuse_others(output, format)
     tested, notes = _load([Path(name).expanduser() for name in settings.runs])
     if settings.results:
         if settings.verify or settings.output:
@@ -75,8 +78,7 @@ def report(arguments: list[str]) -> None:
         if not agrees:
             raise SystemExit(1)
     else:
-        text = _tables(tested, notes, settings.baseline, format)
-        output = output or (Path("report.html") if format == "html" else None)
+        text = _tables(tested, notes, settings.baseline, format, output)
         if output is None:
             print(text, end="")
         else:
@@ -106,13 +108,18 @@ def _options(arguments: list[str]) -> Any:
 # ---- The steps: they import PyTorch and pandas, which --help does without -------------------------------------------
 
 
-def _refuse_run_file(output: Path | None) -> None:
-    """Raise InputError for an output that has the name of a run's file."""
+def _refuse_others(output: Path | None, format: Format) -> None:
+    """Raise InputError for an output that is a file of a run, or no former report, before anything is computed."""
     from commands.runs import CONFIG
     from run_folder.record import METRICS, PREDICTIONS, TEST_FILE
+    from zoo.files.ownership import refuse_other
 
-    if output is not None and output.name in (CONFIG, METRICS, PREDICTIONS, TEST_FILE):
+    if output is None:
+        return
+    if output.name in (CONFIG, METRICS, PREDICTIONS, TEST_FILE):
         raise InputError(f"--output {output} is a file of a run, which it would overwrite: name another file")
+    if format in BEGINNINGS:
+        refuse_other(output, BEGINNINGS[format].encode(), option="--output")
 
 
 def _load(paths: Sequence[Path]) -> tuple[list[Tested], list[str]]:
@@ -162,13 +169,14 @@ def _verified(file: Path, tested: Sequence[Tested], row: str | None, format: For
     return text, all(agrees for *_, agrees in verified)
 
 
-def _tables(tested: Sequence[Tested], notes: Sequence[str], baseline: str | None, format: Format) -> str:
-    """Return the tables of a report.
+def _tables(
+    tested: Sequence[Tested], notes: list[str], baseline: str | None, format: Format, output: Path | None
+) -> str:
+    """Return the tables of a report. Of a page, write the pictures, and note which are left out.
 
     Raises:
         InputError: There is no such baseline.
     """
-    from commands.reports.page import page
     from commands.reports.tables import by_questions, by_setting, names_of, report_tables, write
 
     sets = by_questions(tested)
@@ -177,8 +185,13 @@ def _tables(tested: Sequence[Tested], notes: Sequence[str], baseline: str | None
         raise InputError(f"--baseline {baseline}: no such row or run; the rows are {'; '.join(rows)}")
     tables = [report_tables(own, baseline) for own in sets]
     every = [each for own in tables for each in own]
-    if format == "html":
-        return page(sets, every, notes, "Report")
+    if format == "html" and output is not None:
+        from commands.reports.page import page
+        from commands.reports.pictures import make_pictures
+
+        pictures, left_out = make_pictures(tested, output)
+        notes += left_out
+        return page(sets, every, notes, "Report", pictures)
     if format == "csv":
         return "\n".join(write(own[0][1], format) for own in tables)
     return "\n".join(write(table, format, title) for title, table in every)

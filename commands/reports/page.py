@@ -1,34 +1,48 @@
-"""A report as one HTML file without scripts, which needs no network, whatever the answers contain."""
+"""A report as one HTML file, which opens from disk and needs no network, whatever the answers contain.
+
+Its pictures of scenes lie in a folder beside it. Nothing but the page's own script runs.
+"""
 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from html import escape
 from io import BytesIO
 
 import pandas as pd
 
+from commands.reports import questions
+from commands.reports.pictures import Shown
 from commands.reports.plot import draw
 from commands.reports.scores import MEANS, Tested, option_table, scores_of
 from commands.reports.tables import baseline_names, baseline_score, by_setting, table_measures, write
-from zoo.errors import printable
 
 STYLE = """
+:root { color-scheme: light dark; }
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; }
 div { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1em 0; }
 caption { font-weight: bold; padding: .4em 0; text-align: left; }
-th, td { border-bottom: 1px solid #ddd; padding: .25em .7em; text-align: left; vertical-align: top; }
-tr:hover { background: #f4f4f4; }
+th, td { border-bottom: 1px solid #8886; padding: .25em .7em; text-align: left; vertical-align: top; }
+tr:hover { background: #8882; }
 summary { cursor: pointer; }
 img { max-width: 100%; }
 """
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # nothing in the page runs or is fetched
+# nothing else in the page runs or is fetched; `file:` is the folder of a page on disk
+POLICY = (
+    "default-src 'none'; img-src data: file: 'self'; style-src 'unsafe-inline'; "
+    f"script-src 'sha256-{b64encode(sha256(questions.SCRIPT.encode()).digest()).decode()}'"
+)
 
 
 def page(
-    sets: Sequence[Sequence[Tested]], tables: Sequence[tuple[str, pd.DataFrame]], notes: Sequence[str], title: str
+    sets: Sequence[Sequence[Tested]],
+    tables: Sequence[tuple[str, pd.DataFrame]],
+    notes: Sequence[str],
+    title: str,
+    pictures: Mapping[Shown, Sequence[str]],
 ) -> str:
     """Return the text of the page.
 
@@ -37,6 +51,7 @@ def page(
         tables: Titles and tables.
         notes: Lines above the tables.
         title: The heading.
+        pictures: Addresses of the pictures of a scene and its frames, see `commands.reports.pictures`.
     """
     parts = [f"<h1>{escape(title)}</h1>"]
     parts += [f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>"] if notes else []
@@ -44,10 +59,10 @@ def page(
     for tested in sets:
         options = option_table({name: own[0].options for name, own in by_setting(tested).items()}, differing=False)
         parts += [_plot(tested), *([] if options.empty else [_details("All options", options)])]
-        parts += ["<h2>Questions</h2>", *_questions([each for own in by_setting(tested).values() for each in own])]
+        parts += [questions.question_section(tested, pictures)]
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
-    body = "\n".join(parts)
+    head += f"<title>{escape(title)}</title><style>{STYLE}{questions.STYLE}</style>"
+    body = "\n".join([*parts, f"<script>{questions.SCRIPT}</script>"])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
@@ -66,31 +81,5 @@ def _plot(tested: Sequence[Tested]) -> str:
     return f'<img alt="scores by measure" src="data:image/png;base64,{b64encode(file.getvalue()).decode()}">'
 
 
-def _questions(tested: Sequence[Tested]) -> list[str]:
-    """Return the questions of each type with their answers, a table that opens by a click."""
-    found = []
-    first = tested[0].questions
-    for kind in dict.fromkeys(first["question_type"]):
-        own = first[first["question_type"] == kind]
-        shown = [name for name in ("scene", "question", "ground_truth", "truth") if name in own]
-        table = own[shown].rename(columns={"ground_truth": "truth"})
-        for each in tested:
-            seed = "" if each.seed is None else f", seed {each.seed}"
-            name = ", ".join(filter(None, (each.label, each.test))) + seed
-            heading = name if name not in table else printable(f"{name} ({each.folder})")
-            table[heading] = _answers(each.questions.reindex(own.index))
-        found.append(_details(f"{kind} ({len(own)})", table.rename_axis("id")))
-    return found
-
-
 def _details(summary: str, table: pd.DataFrame) -> str:
     return f"<details><summary>{escape(summary)}</summary><div>{write(table, 'html')}</div></details>"
-
-
-def _answers(questions: pd.DataFrame) -> list[str]:
-    """Return each prediction with its score in percent, or the error of its scene."""
-    texts = []
-    for row in questions.to_dict("records"):
-        said = f"failed: {row['error']}" if row.get("error") else str(row.get("prediction", ""))
-        texts.append(f"{said} ({100 * row['score']:.1f})".strip())
-    return texts

@@ -1,4 +1,4 @@
-"""A plot of settings: scores as dots in rows, with a line from the least to the greatest of the seeds."""
+"""Plots of settings: scores as dots in rows, with a line over the seeds; answers against truths; learning curves."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float64
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from evaluation.baselines import NAMES
 from zoo.files.atomic_io import replace_file
 
+Errors = Float64[np.ndarray, "N 2"]  # the truth of each question and its answer, NaN for none
 Rows = Mapping[str, Mapping[str, Sequence[float]]]  # by row, then by series: one score per seed
 COLORS = ("#b2182b", "#2166ac", "#1b7837", "#994f00", "#762a83", "#787878", "#008b8b")
 MARKERS = ("o", "s", "^", "D", "v", "P")  # of the series, where colors are of families
@@ -21,6 +24,7 @@ STYLES = (  # of the baselines and oracles
     *("--", ":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2))),
     *((0, (8, 2)), (0, (2, 4)), (0, (8, 2, 2, 2)), (0, (12, 3)), (0, (1, 1, 4, 1))),
 )
+LINES = ("-", "--", ":", "-.")  # of the settings' errors, which are thus told apart without colors
 ROW, HEAD = 0.27, 0.5  # heights in inches: one row; a panel's title with its margins
 
 
@@ -94,6 +98,38 @@ def draw(
         replace_file(output, lambda file: figure.savefig(file, format="png"))
     else:
         figure.savefig(output, format="png")
+
+
+def draw_errors(answers: Mapping[str, Mapping[str, Errors]], output: BytesIO) -> None:
+    """Draw the numeric answers of each question type against the truth, and how large their errors are.
+
+    The right panel has the share of questions whose error is at most as large. Answers without a number count, so that
+    the line stays below 1. The answers' axis ends at twice the largest truth.
+
+    Args:
+        answers: Truths and answers by question type, then by setting.
+        output: The open PNG file.
+    """
+    figure = Figure(figsize=(11, 0.5 + 3.2 * len(answers)), dpi=100, layout="constrained")
+    axes = figure.subplots(len(answers), 2, squeeze=False)
+    for (kind, settings), (scatter, shares) in zip(answers.items(), axes, strict=True):
+        most = 2 * max(float(np.abs(own[:, 0]).max(initial=1e-9)) for own in settings.values())
+        scatter.axline((0, 0), slope=1, color="black", linewidth=1)
+        styles = zip(cycle(COLORS), cycle(MARKERS), cycle(LINES), strict=False)
+        for (name, own), (color, marker, line) in zip(settings.items(), styles, strict=False):
+            scatter.scatter(*own.T, s=14, color=color, marker=marker, alpha=0.4, linewidths=0, label=name)
+            errors = np.sort(np.abs(own[:, 1] - own[:, 0]))  # NaN last
+            shares.step(errors, np.arange(1, len(own) + 1) / max(1, len(own)), color=color, linestyle=line, label=name)
+        low = min(0.0, *(float(own[:, 0].min(initial=0)) for own in settings.values()))
+        scatter.set(xlim=(low, most / 2), ylim=(2 * low, most), xlabel="truth", ylabel="answer")
+        shares.set(xlim=(0, most / 2), ylim=(0, 1), xlabel="error, in the unit of the question")
+        shares.set_ylabel("share of questions")
+        scatter.set_title(kind, loc="left", fontsize=11, fontweight="bold")
+        for axis in (scatter, shares):
+            axis.grid(color="#e1e1e1")
+            axis.set_axisbelow(True)
+        shares.legend(fontsize=9, loc="lower right")
+    figure.savefig(output, format="png")
 
 
 def draw_curves(

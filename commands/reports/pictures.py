@@ -1,0 +1,140 @@
+"""Pictures of the scenes that tests were asked about, for a report's page: the shown frames, and a map of the cameras.
+
+Videos are found as the tests found them, by the data of their configs. Nothing is rendered or downloaded. A picture
+that is there from a former report of the same video and frames is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from commands.reports.scores import Tested
+from datamodules import VideoQADataModule
+from datamodules.dataset import SceneDataset
+from evaluation.drawings import camera_map, contact_sheet
+from zoo.configuration import check_class_paths, from_config, is_own, named_modules, with_default_caches
+from zoo.errors import SCENE_FAULTS, describe
+from zoo.files.atomic_io import replace_file
+from zoo.files.fingerprint import file_fingerprint, fingerprint
+from zoo.progress import progress
+from zoo.weights.saved_models import config_of
+
+COLUMNS = 8  # frames per row of a sheet
+MAP_COLORS = 32
+QUALITIES = (60, 30)  # of JPEG; the second for sheets that are too large by the first
+LIMIT = 30 * 10**6  # bytes of all pictures of a page
+
+Shown = tuple[str, tuple[int, ...]]  # a scene's name, and the numbers of its frames
+
+
+def picture_folder(page: Path) -> Path:
+    """Return the folder of a page's pictures, which is beside it."""
+    return page.with_name(f"{page.stem}_pictures")
+
+
+def make_pictures(tested: Sequence[Tested], page: Path) -> tuple[dict[Shown, list[str]], list[str]]:
+    """Write the pictures of all scenes and selections of frames that tests have shown.
+
+    Args:
+        tested: The tests. Those with a perturbation are left out, because they showed something else.
+        page: The file of the page.
+
+    Returns:
+        The addresses of the pictures relative to the page, and notes about those that are left out.
+    """
+    wanted = _datasets(tested)
+    found: dict[Shown, list[str]] = {}
+    reasons: dict[Shown, str] = {}
+    total = 0
+    for shown, source in progress(wanted.items(), "report: pictures", "scenes", len(wanted)):
+        if isinstance(source, str):
+            reasons[shown] = source
+            continue
+        try:
+            files = list(_write(source, shown, picture_folder(page), LIMIT // len(wanted)))
+        except SCENE_FAULTS as error:
+            reasons[shown] = describe(error)
+            continue
+        total += sum(file.stat().st_size for file in files)
+        if total > LIMIT:
+            reasons[shown] = f"the pictures of a page have at most {LIMIT / 1e6:.0f} MB"
+            break
+        found[shown] = [f"{file.parent.name}/{file.name}" for file in files]
+    if not reasons:
+        return found, []
+    left_out = len({scene for scene, _ in wanted} - {scene for scene, _ in found})
+    scenes = f"{left_out} of {len({scene for scene, _ in wanted})} scenes"
+    return found, [f"pictures of {scenes} are left out: {next(iter(reasons.values()))}"]
+
+
+def _datasets(tested: Sequence[Tested]) -> dict[Shown, SceneDataset | str]:
+    """Return the dataset that has each scene with its frames, or why there is none."""
+    found: dict[Shown, SceneDataset | str] = {}
+    built: dict[str, SceneDataset | str] = {}
+    for each in tested:
+        if each.folder is None or "frames" not in each.questions:  # a line of a study's results
+            continue
+        config = config_of(each.folder)
+        if (config["data"].get("init_args") or {}).get("perturbation") is not None:
+            continue
+        key = fingerprint(config["data"])
+        if key not in built:
+            built[key] = _dataset(each.folder, config)
+        source = built[key]
+        names = set() if isinstance(source, str) else {scene.name for scene in source.scenes}
+        for scene, frames in zip(each.questions["scene"], each.questions["frames"], strict=True):
+            own = source if isinstance(source, str) or scene in names else f"{scene}: its video is missing"
+            if frames and isinstance(found.get((scene, frames), ""), str):
+                found[scene, frames] = own
+    return found
+
+
+def _dataset(folder: Path, config: dict) -> SceneDataset | str:
+    """Return the scenes of a test, or why they can't be read. Someone else's config may name no modules of theirs."""
+    try:
+        settings = config["data"] if is_own(folder) else with_default_caches(config["data"])
+        check_class_paths(settings, named_modules(settings) if is_own(folder) else ())
+        data = from_config(VideoQADataModule, settings)
+        return data.dataset([scene for scene in data.scenes("test") if not scene.is_text])
+    except Exception as error:  # any: the classes may be the user's own, and no picture stops a report
+        return describe(error)
+
+
+def _write(dataset: SceneDataset, shown: Shown, folder: Path, share: int) -> Iterator[Path]:
+    """Write the pictures of a scene, of about `share` bytes, and yield their files.
+
+    Raises:
+        OSError: A file of the scene is missing, or a picture can't be written.
+        ValueError: A file of the scene is damaged.
+    """
+    name, frames = shown
+    index = next(n for n, scene in enumerate(dataset.scenes) if scene.name == name)
+    scene = dataset.scenes[index]
+    files = [path for path in (*(scene.images or [scene.video]), scene.cameras) if path is not None]
+    stem = folder / fingerprint([name, frames, *map(file_fingerprint, files)])
+    sheet, drawn = stem.with_suffix(".jpg"), stem.with_suffix(".png")
+    if not sheet.exists():
+        view = dataset.open(index)
+        if view.world_to_camera is not None and not drawn.exists():
+            with suppress(ValueError):  # none of the frames has a pose
+                path = camera_map(replace(view, depth=None), frames, name).quantize(MAP_COLORS)
+                replace_file(drawn, partial(path.save, format="PNG", optimize=True))
+        replace_file(sheet, _jpeg(contact_sheet(view.video.read(frames), frames, COLUMNS), share))
+    yield sheet
+    if drawn.exists():
+        yield drawn
+
+
+def _jpeg(picture: Image.Image, share: int) -> bytes:
+    for quality in QUALITIES:
+        picture.save(file := BytesIO(), "JPEG", quality=quality)
+        if file.tell() <= share:
+            break
+    return file.getvalue()
