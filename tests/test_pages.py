@@ -39,6 +39,7 @@ import zoo
 import zoo.benchmarks
 from commands.main import LIGHTNING
 from commands.studies.protocols import protocol_study
+from tests.cli import Run
 from tests.datamodules.clips import numbered_frame, write_video
 from zoo import AddFusion, InputError, PretrainedQwen25VL, SpatialVLM, TinyQwen25VL, TinyVGGT
 from zoo.backbones.base import find_loader
@@ -328,6 +329,16 @@ def test_the_model_of_the_notebook_owes_its_answers_to_the_cameras(tmp_path: Pat
     printed = run_code([sys.executable, str(tmp_path / "quickstart.py")], ROOT)
     own, others = map(float, re.findall(r"MRA ([\d.]+), with the cameras of another room ([\d.]+)", printed)[0])
     assert own > others + 0.1
+
+
+@pytest.mark.slow
+def test_the_lines_about_the_inside_of_a_model_run(run: Run, tmp_path: Path) -> None:
+    page = ROOT / "docs/tutorials/inside_a_model.md"
+    run("fit", "--config", "prope.yaml")
+    blocks = [text for language, text in FENCED.findall(page.read_text(encoding="utf-8")) if language == "python"]
+    code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + "\n".join(blocks)
+    printed = run_code([sys.executable, "-c", code], tmp_path)
+    assert len(blocks) == 5 and "without_camera" in printed and "rooms/test_00000" in printed
 
 
 # ---- From a clone to a row of the results

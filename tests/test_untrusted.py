@@ -182,6 +182,7 @@ def test_the_run_of_someone_else(run: Run, trained: Trained, canary: Path, tmp_p
         ["predict", "--trainer.default_root_dir", str(theirs), "--data.video", video, "--data.question", "Q?"],
         ["probe", str(theirs)],
         ["measure-responses", str(theirs)],
+        ["explain", str(theirs), "--question", "1"],
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{REFUSED}.*--trust_modules canary"):
             run(*words)

@@ -233,6 +233,7 @@ def test_models_that_cant_respond_to_lengths_do_not(name: str, reason: str, tmp_
 # ---- The command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command(run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = trained()
     few = ["--scenes", "2", "--interventions+", "ScaledLengths", "--interventions.variants", "2"]

@@ -1,0 +1,89 @@
+"""python main.py explain: measure which views an answer depends on, and show what its tokens attend to.
+
+    python main.py explain --question 0012
+    python main.py explain runs/mine-<time> --question 0012 --question 0044
+    python main.py explain runs/mine-<time> --question 0012 --answer 3.5
+
+An id is one of predictions.jsonl. Of each view (a temporal patch: two frames of a video, or an image) three effects on
+the log-probability of the answer are measured:
+
+    hidden            no later token of the decoder sees the 2D tokens of the view; all positions stay
+    alone             the same for all other views: near 0, the view is enough
+    without_camera    the model is not told the view's camera
+
+-2 nats: the answer becomes 7 times less probable. The effects are causal. Where two views show the same thing, hiding
+one may change nothing; `alone` tells such views from those that do not matter. A fusion or a view mixer that mixes
+views has already written the content of a view into the tokens of others, which stay. The first view's camera is the
+origin of the others in some encodings.
+
+Attention stands beside the effects: for each layer, how much the answer's tokens attend to each view and patch, the
+mean over heads. It shows no cause.
+
+The command writes <id>.json and <id>.png into the folder `explanations` of the run. In Python,
+`commands.explaining.explain_question` returns the arrays.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from commands.parser import command_parser, parse
+from zoo.errors import InputError, printable
+
+FOLDER = "explanations"
+
+
+def explain(arguments: list[str]) -> None:
+    """Run the command.
+
+    Args:
+        arguments: The command line after `explain`.
+
+    Raises:
+        InputError: The run or a scene can't be read, or there is no such question.
+    """
+    # jsonargparse needs the type, which imports PyTorch
+    from datamodules.sources.base import Split
+
+    parser = command_parser("explain", __doc__)
+    run_help = "the folder of a run; null uses the newest run"
+    parser.add_argument("run", type=str | None, nargs="?", default=None, help=run_help)
+    parser.add_argument("--question", type=str, action="append", required=True, help="an id; may be repeated")
+    answer_help = "the answer to explain; null is the model's own"
+    parser.add_argument("--answer", type=str | None, default=None, help=answer_help)
+    data_help = "a config whose data replace the run's, such as data_vsibench.yaml or a file of your own"
+    parser.add_argument("--data", type=str | None, default=None, help=data_help)
+    parser.add_argument("--split", type=Split, default="test", help="the split of the questions")
+    parser.add_argument("--device", type=str | None, default=None, help="null uses a GPU if there is one, else the CPU")
+    output_help = f"folder of the results; null is {FOLDER} in the run's"
+    parser.add_argument("--output", type=str | None, default=None, help=output_help)
+    trust_help = "modules that someone else's run may import"
+    parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)
+    settings = parse(parser, arguments)
+
+    from commands.explaining import as_json, draw, explain_question, load_explained, table
+    from commands.runs import find_run
+    from evaluation.drawings import save_picture
+    from zoo.files.atomic_io import json_text, start_of_json, write_output
+    from zoo.files.fingerprint import fingerprint
+    from zoo.files.ownership import file_name
+    from zoo.progress import progress
+
+    run = find_run(settings.run)
+    folder = Path(settings.output).expanduser() if settings.output else run / FOLDER
+    if folder.is_symlink():  # someone else's run may name any folder of this machine
+        raise InputError(
+            f"{folder} is a link, which is not followed: remove it, or choose another folder with --output"
+        )
+    loaded = load_explained(run, settings.split, settings.device, settings.trust_modules, settings.data)
+    for id in progress(settings.question, "explain", "questions"):
+        explained = explain_question(loaded, id, settings.answer)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = file_name(id)
+        file = folder / f"{name if name == id else f'{name}-{fingerprint(id)[:8]}'}.json"
+        made_by = {"made_by": "main.py explain", "id": id}
+        write_output(file, json_text({**made_by, **as_json(explained)}), start_of_json(made_by))
+        save_picture(draw(explained), file.with_suffix(".png"), option="--output")
+        print(printable(f"{explained.scene}: {explained.question.question}\n  {explained.answer}"))
+        print(table(explained).to_string(index=False))
+        print(f"explain: see {file} and {file.with_suffix('.png').name}")
