@@ -28,7 +28,7 @@ LAYERS = (
     ("datamodules",),
     ("zoo.published",),
     ("zoo.tasks", "lightning"),
-    ("zoo.model", "zoo.generation", "zoo.checkpoints"),
+    ("zoo.model", "zoo.generation", "zoo.checkpoints", "zoo.explanation"),
     ("zoo", ""),  # parts; other libraries
 )
 # `SpatialVLM.answer` reads videos. `official_pictures` compares the data's pictures with those of the published code.
@@ -42,7 +42,7 @@ EXCEPTIONS = {
 # A training of `prope.yaml`, its test and a question to it import nothing of these but what is in CORE.
 EXTENSIONS = (
     *("zoo.published.", "zoo.checkpoints.", "zoo.geometry.", "zoo.fusions.", "zoo.objectives.", "zoo.tasks."),
-    *("zoo.media", "zoo.positions", "commands."),
+    *("zoo.media", "zoo.positions", "zoo.explanation", "commands."),
 )
 CORE = {
     *("zoo.geometry.base", "zoo.geometry.cache", "zoo.geometry.dataset_geometry"),

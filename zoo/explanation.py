@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
 
 from zoo.backbones.base import Backbone
+from zoo.backbones.decoder import eager_attention_forward
 from zoo.errors import InputError
 from zoo.generation import eval_mode
 from zoo.model import SpatialVLM

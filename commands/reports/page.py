@@ -6,7 +6,7 @@ Its pictures of scenes lie in a folder beside it. Nothing but the page's own scr
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
 from io import BytesIO
@@ -14,7 +14,7 @@ from io import BytesIO
 import pandas as pd
 
 from commands.reports import questions
-from commands.reports.pictures import Shown
+from commands.reports.pictures import Pictures
 from commands.reports.plot import draw
 from commands.reports.scores import MEANS, Tested, option_table, scores_of
 from commands.reports.tables import baseline_names, baseline_score, by_setting, table_measures, write
@@ -42,7 +42,7 @@ def page(
     tables: Sequence[tuple[str, pd.DataFrame]],
     notes: Sequence[str],
     title: str,
-    pictures: Mapping[Shown, Sequence[str]],
+    pictures: Pictures,
 ) -> str:
     """Return the text of the page.
 
@@ -51,7 +51,7 @@ def page(
         tables: Titles and tables.
         notes: Lines above the tables.
         title: The heading.
-        pictures: Addresses of the pictures of a scene and its frames, see `commands.reports.pictures`.
+        pictures: Addresses of pictures of scenes and answers.
     """
     parts = [f"<h1>{escape(title)}</h1>"]
     parts += [f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>"] if notes else []

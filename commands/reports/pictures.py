@@ -6,23 +6,28 @@ that is there from a former report of the same video and frames is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
+from commands.explain import FOLDER
 from commands.reports.scores import Tested
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset
-from evaluation.drawings import camera_map, contact_sheet
+from evaluation.drawings import SOFTWARE_CHUNK, camera_map, contact_sheet
+from run_folder.results import TESTS
 from zoo.configuration import check_class_paths, from_config, is_own, named_modules, with_default_caches
 from zoo.errors import SCENE_FAULTS, describe
 from zoo.files.atomic_io import replace_file
 from zoo.files.fingerprint import file_fingerprint, fingerprint
+from zoo.files.ownership import begins_with
 from zoo.progress import progress
 from zoo.weights.saved_models import config_of
 
@@ -34,20 +39,32 @@ LIMIT = 30 * 10**6  # bytes of all pictures of a page
 Shown = tuple[str, tuple[int, ...]]  # a scene's name, and the numbers of its frames
 
 
+class Pictures(NamedTuple):
+    """Addresses of pictures relative to a page.
+
+    Attributes:
+        shown: Of each scene with its frames: the frames, and the cameras from above.
+        explained: Of the folder of each test and a question's id: the picture of `main.py explain`.
+    """
+
+    shown: Mapping[Shown, Sequence[str]]
+    explained: Mapping[Path, Mapping[str, str]]
+
+
 def picture_folder(page: Path) -> Path:
     """Return the folder of a page's pictures, which is beside it."""
     return page.with_name(f"{page.stem}_pictures")
 
 
-def make_pictures(tested: Sequence[Tested], page: Path) -> tuple[dict[Shown, list[str]], list[str]]:
-    """Write the pictures of all scenes and selections of frames that tests have shown.
+def make_pictures(tested: Sequence[Tested], page: Path) -> tuple[Pictures, list[str]]:
+    """Write the pictures of all scenes and selections of frames that tests have shown, and copy those of `explain`.
 
     Args:
         tested: The tests. Those with a perturbation are left out, because they showed something else.
         page: The file of the page.
 
     Returns:
-        The addresses of the pictures relative to the page, and notes about those that are left out.
+        The pictures, and notes about those that are left out.
     """
     wanted = _datasets(tested)
     found: dict[Shown, list[str]] = {}
@@ -67,11 +84,29 @@ def make_pictures(tested: Sequence[Tested], page: Path) -> tuple[dict[Shown, lis
             reasons[shown] = f"the pictures of a page have at most {LIMIT / 1e6:.0f} MB"
             break
         found[shown] = [f"{file.parent.name}/{file.name}" for file in files]
+    made = Pictures(found, _copy_explanations(tested, page))
     if not reasons:
-        return found, []
+        return made, []
     left_out = len({scene for scene, _ in wanted} - {scene for scene, _ in found})
     scenes = f"{left_out} of {len({scene for scene, _ in wanted})} scenes"
-    return found, [f"pictures of {scenes} are left out: {next(iter(reasons.values()))}"]
+    return made, [f"pictures of {scenes} are left out: {next(iter(reasons.values()))}"]
+
+
+def _copy_explanations(tested: Sequence[Tested], page: Path) -> dict[Path, dict[str, str]]:
+    """Copy the pictures of `main.py explain` beside the page, see `Pictures`."""
+    found: dict[Path, dict[str, str]] = {}
+    for folder in {each.folder for each in tested if each.folder is not None}:
+        run = folder.parent.parent if folder.parent.name == TESTS else folder
+        for file in sorted((run / FOLDER).glob("*.json")):
+            drawn = file.with_suffix(".png")
+            with suppress(OSError, ValueError, KeyError, TypeError):  # no picture stops a report
+                id = str(json.loads(file.read_text(encoding="utf-8"))["id"])
+                if begins_with(drawn, *SOFTWARE_CHUNK):
+                    copied = picture_folder(page) / f"{fingerprint(file_fingerprint(drawn))}.png"
+                    if not copied.exists():
+                        replace_file(copied, drawn.read_bytes())
+                    found.setdefault(folder, {})[id] = f"{copied.parent.name}/{copied.name}"
+    return found
 
 
 def _datasets(tested: Sequence[Tested]) -> dict[Shown, SceneDataset | str]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from commands.reports.pictures import Shown
+from commands.reports.pictures import Pictures
 from commands.reports.plot import Errors, draw_errors
 from commands.reports.scores import Tested
 from commands.reports.tables import by_setting
@@ -47,20 +48,26 @@ for (const section of document.querySelectorAll("section")) {
 """
 
 
-def question_section(tested: Sequence[Tested], pictures: Mapping[Shown, Sequence[str]]) -> str:
+def question_section(tested: Sequence[Tested], pictures: Pictures) -> str:
     """Return the questions of tests that were asked the same ones, each with all answers.
 
     Args:
         tested: The tests.
-        pictures: Addresses of the pictures of a scene and its frames.
+        pictures: Addresses of pictures.
     """
     settings = by_setting(tested)
     ids = tested[0].questions.index
     means = [np.mean([each.questions["score"].reindex(ids) for each in own], axis=0) for own in settings.values()]
-    tests = chain(*settings.values())
-    records = {_name(each, tested): each.questions.reindex(ids).to_dict("records") for each in tests}
+    tests = {_name(each, tested): each for each in chain(*settings.values())}
+    records = {name: each.questions.reindex(ids).to_dict("records") for name, each in tests.items()}
     rows = [
-        _row(str(id), {name: own[n] for name, own in records.items()}, [mean[n] for mean in means], pictures)
+        _row(
+            str(id),
+            {name: own[n] for name, own in records.items()},
+            [mean[n] for mean in means],
+            pictures,
+            {name: each.folder for name, each in tests.items() if each.folder is not None},
+        )
         for n, id in enumerate(ids)
     ]
     kinds = dict.fromkeys(tested[0].questions["question_type"])
@@ -88,7 +95,11 @@ def _name(test: Tested, tested: Sequence[Tested]) -> str:
 
 
 def _row(
-    id: str, records: Mapping[str, dict[Any, Any]], scores: Sequence[float], pictures: Mapping[Shown, Sequence[str]]
+    id: str,
+    records: Mapping[str, dict[Any, Any]],
+    scores: Sequence[float],
+    pictures: Pictures,
+    folders: Mapping[str, Path],
 ) -> str:
     """Return one question.
 
@@ -97,6 +108,7 @@ def _row(
         records: Its record in each test, by the test's name.
         scores: Its score in each setting.
         pictures: Addresses of pictures.
+        folders: The folder of each test, by the test's name.
     """
     first, *_ = records.values()
     truth = str(first.get("ground_truth", first.get("truth", "")))
@@ -115,9 +127,11 @@ def _row(
     for name, record in records.items():
         said = f"failed: {record['error']}" if record.get("error") else str(record.get("prediction", ""))
         body += f"<dt>{_text(name)}: {100 * record['score']:.1f}</dt><dd><pre>{_text(said)}</pre></dd>"
+        if (address := pictures.explained.get(folders.get(name, Path()), {}).get(id)) is not None:
+            body += f'<dd><img loading="lazy" src="{_text(address)}" alt="the views that this answer depends on"></dd>'
     for frames, names in _alike(records, "frames").items():
         body += f"<dt>frames{_text(names)}</dt><dd>{_text(', '.join(map(str, frames)))}<br>"
-        for address in pictures.get((first["scene"], frames), ()):
+        for address in pictures.shown.get((first["scene"], frames), ()):
             alt = "the frames, those of a temporal patch side by side" if address.endswith("jpg") else "map from above"
             body += f'<img loading="lazy" src="{_text(address)}" alt="{alt}">'
         body += "</dd>"

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from commands.report import report
+from evaluation.drawings import save_picture
 from tests.commands.made_runs import CONFIG, answers, make_run
 from tests.conftest import ROOMS
 
@@ -111,6 +112,22 @@ def test_pictures_that_cannot_be_made_are_counted_and_end_no_report(
     monkeypatch.setattr("commands.reports.pictures.LIMIT", 60_000)
     files = write_page(runs, tmp_path)[1]
     assert "the pictures of a page have at most" in capsys.readouterr().err and 2 <= len(files) < 12
+
+
+def test_an_explained_answer_has_its_picture(runs: list[Path], tmp_path: Path) -> None:
+    """A picture that this program has not drawn is not copied."""
+    explained, first = tmp_path / "explained", answers(1)[0]["id"]
+    shutil.copytree(runs[0], explained)
+    (explained / "explanations").mkdir()
+    save_picture(Image.new("RGB", (8, 8)), explained / "explanations/own.png")
+    Image.new("RGB", (9, 9)).save(explained / "explanations/theirs.png")
+    for name, id in (("own", first), ("theirs", "other")):
+        (explained / f"explanations/{name}.json").write_text(json.dumps({"id": id}))
+    (explained / "explanations/broken.json").write_text("[")
+    text, files = write_page([explained], tmp_path)
+    rows = [row for row in text.split("<details ") if "views that this answer depends on" in row]
+    assert len(rows) == 1 and f"<span>{first}</span>" in rows[0]
+    assert [Image.open(file).size for file in files if Image.open(file).width < 10] == [(8, 8)]
 
 
 @pytest.fixture
