@@ -21,6 +21,7 @@ Commands:
     probe           measure what the hidden states of a run contain, before and after training
     measure-responses   measure by how much a run's answers follow its cameras, its pixels, and the lengths it is told
     explain         measure which views an answer depends on, and draw what its tokens attend to
+    show            write a scene in 3D for the viewer rerun: cameras, chosen frames, points, questions and answers
     import-cameras  make a scene of a capture (COLMAP, Record3D, ScanNet and others), or of each scene of a dataset
     check-cameras   check cameras against the images of a video: convention, speed, jumps, intrinsics
     check-overlap   find test scenes that are also training scenes, by name and by content
@@ -78,6 +79,7 @@ OTHERS = {
     "probe": "commands.probe:probe",
     "measure-responses": "commands.measure_responses:measure_responses",
     "explain": "commands.explain:explain",
+    "show": "commands.show:show",
     "study": "commands.study:study",
     "import-cameras": "commands.import_cameras:import_cameras",
     "check-cameras": "commands.check_cameras:check_cameras",

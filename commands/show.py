@@ -1,0 +1,87 @@
+"""python main.py show: a scene in 3D, with its cameras, the chosen frames, points, questions and answers.
+
+    pip install 'spatial-vlm-zoo[show]'                                   # rerun, the viewer
+    python main.py show runs/mine-<time> --scene scannet/scene0025_01
+    python main.py show runs/mine-<time> --scene scannet/scene0025_01 --samplers '[UniformSampler, SpaceAwareSampler]'
+    rerun runs/mine-<time>/scenes/scannet-scene0025_01-5f0c12ab.rrd       # also on another machine
+
+The command writes one file, which the viewer opens without the video, the model or this program:
+
+    path                the centers of all cameras
+    run, <sampler>      the frames that the run's sampler and each other one choose: frusta with their images, one color
+                        per sampler
+    points              the points of the chosen frames, from the dataset's depth, in the colors of the images
+    predicted           the cameras that the model predicts, turned, moved and scaled onto the dataset's, one per view
+    questions           each question with the truth and the run's answer
+
+What a scene lacks (cameras, depth) is left out and named. A scene without cameras has none of it: predicted cameras
+are shown beside the dataset's. In a notebook, `commands.showing.recording_of(...).notebook_show()` is a cell with the
+viewer, with `pip install 'rerun-sdk[notebook]'`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from commands.parser import build, command_parser, parse
+from zoo.errors import InputError, printable
+
+FOLDER = "scenes"  # in the run's
+
+
+def show(arguments: list[str]) -> None:
+    """Run the command.
+
+    Args:
+        arguments: The command line after `show`.
+
+    Raises:
+        InputError: The run or the scene can't be read, or rerun is not installed.
+    """
+    # jsonargparse needs the classes, which import PyTorch
+    from datamodules.samplers import FrameSampler
+    from datamodules.sources.base import Split
+
+    parser = command_parser("show", __doc__)
+    run_help = "the folder of a run; null uses the newest run"
+    parser.add_argument("run", type=str | None, nargs="?", default=None, help=run_help)
+    parser.add_argument("--scene", type=str | None, default=None, help="its name; null is the first scene")
+    sampler_help = "samplers beside the run's, classes of datamodules/samplers"
+    parser.add_argument("--samplers", type=list[FrameSampler], default=[], help=sampler_help)
+    data_help = "a config whose data replace the run's, such as data_vsibench.yaml or a file of your own"
+    parser.add_argument("--data", type=str | None, default=None, help=data_help)
+    parser.add_argument("--split", type=Split, default="test", help="the split of the scene")
+    parser.add_argument("--device", type=str | None, default=None, help="null uses a GPU if there is one, else the CPU")
+    output_help = f"a new file; null is one in the folder {FOLDER} of the run"
+    parser.add_argument("--output", type=str | None, default=None, help=output_help)
+    trust_help = "modules that someone else's run may import"
+    parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)
+    settings = parse(parser, arguments)
+    samplers = build(parser, settings).samplers
+    try:
+        from commands.showing import place_of, recording_of
+    except ImportError as error:
+        raise InputError(f"show needs rerun: pip install rerun-sdk ({error})") from error
+
+    from commands.explaining import load_explained
+    from commands.runs import find_run
+    from zoo.files.fingerprint import fingerprint
+    from zoo.files.ownership import file_name
+
+    run = find_run(settings.run)
+    loaded = load_explained(run, settings.split, settings.device, settings.trust_modules, settings.data)
+    name = loaded.dataset.scenes[place_of(loaded, settings.scene)].name
+    key = fingerprint([name, settings.split, settings.data, [str(each) for each in settings.samplers]])[:8]
+    folder = run / FOLDER
+    output = Path(settings.output).expanduser() if settings.output else folder / f"{file_name(name)}-{key}.rrd"
+    if folder.is_symlink() and not settings.output:  # someone else's run may name any folder of this machine
+        raise InputError(f"{folder} is a link, which is not followed: remove it, or name a file with --output")
+    if output.exists() or output.is_symlink():
+        raise InputError(
+            f"{output} is there already: open it with `rerun {output}`, remove it, or name another --output"
+        )
+    recording, notes = recording_of(loaded, name, samplers)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    recording.save(output)
+    recording.flush()
+    print("".join(f"{note}\n" for note in notes) + printable(f"show: {name} is in {output}: rerun {output}"))
