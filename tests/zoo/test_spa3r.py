@@ -27,13 +27,14 @@ from zoo.published.spa3r import (
     PREFIX,
     PretrainedSpa3VLM,
     Spa3RAdapter,
-    Spa3RField,
     Spa3RFusion,
     Spa3RVGGT,
     TinySpa3R,
-    cameras_of,
     load_spa3_vlm,
+    official_spa3r_adapter,
+    official_spa3r_field,
     official_spa3r_latents,
+    official_spa3r_prope,
 )
 from zoo.tasks import VideoQATask
 
@@ -46,38 +47,29 @@ def cases(group: str) -> list[str]:
 UNUSED = tuple(f"{PREFIX}{each}" for each in PREDICTOR)
 
 
-def filled(module: nn.Module, names: dict[str, list[int]]) -> nn.Module:
-    """The module with the weights of a case, which are functions of their official names."""
-    module.load_state_dict({name: init_(name, torch.empty(shape)) for name, shape in names.items()})
-    return module
+def weights_of(meta: dict[str, Any], dtype: torch.dtype) -> dict[str, nn.Parameter]:
+    """The weights of a case, which are functions of their official names."""
+    names = meta["param_names"].items()
+    return {name: nn.Parameter(init_(name, torch.empty(shape)).to(dtype)) for name, shape in names}
 
 
-def field_of(config: dict[str, Any], names: dict[str, list[int]]) -> Any:
-    return filled(
-        Spa3RField(
-            config["vggt_channels"],
-            config["embed_dim"],
-            config["num_heads"],
-            config["num_queries"],
-            (config["num_encoder_layers"], config["num_decoder_layers"]),
-            config["semantic_channels"],
-        ),
-        names,
-    )
+def gradients_of(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {f"grad.{name}": each.grad for name, each in weights.items() if each.grad is not None}
 
 
 def run_field(meta: dict[str, Any], t: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    field, grid = field_of(meta["config"], meta["param_names"]).to(dtype), tuple(meta["grid"])
+    weights, grid = weights_of(meta, dtype), (meta["grid"][0], meta["grid"][1])
+    field = official_spa3r_field(meta["config"], weights)
     context = t["f_ctx"] if "f_ctx" in t else t["f_all"][~t["view_mask"]].unflatten(0, (meta["batch"], -1))
-    world_to_camera, K_px = pose_encoding_to_cameras(t["pose_enc"], tuple(meta["image_hw"]))
+    cameras = pose_encoding_to_cameras(t["pose_enc"], tuple(meta["image_hw"]))
     latents = field.encode(context.to(dtype), grid)
-    decoded = field.decode(latents, world_to_camera.to(dtype), cameras_of(K_px, grid).to(dtype), grid)
+    decoded = field.decode(latents, *cameras, grid)
     depth = F.interpolate(t["depth"].flatten(0, 1).movedim(-1, 1), grid).flatten(2).mT.unflatten(0, decoded.shape[:2])
-    losses = field.losses(decoded, t["f_all"].to(dtype), t["sem_target"].to(dtype), depth.to(dtype))
+    losses = field.losses(decoded, geo=t["f_all"].to(dtype), sem=t["sem_target"].to(dtype), depth=depth.to(dtype))
     assert tuple(losses) == LOSSES
-    sum(losses.values()).backward()  # type: ignore[union-attr]
-    gradients = {f"grad.{name}": each.grad for name, each in field.named_parameters() if each.grad is not None}
-    return {"latents": latents, "dec_out": decoded, **{f"loss_{k}": v for k, v in losses.items()}, **gradients}
+    sum(losses.values()).backward()
+    found = {"latents": latents, "dec_out": decoded, **{f"loss_{k}": v for k, v in losses.items()}}
+    return found | gradients_of(weights)
 
 
 @pytest.mark.parametrize("case", cases("field"))
@@ -95,23 +87,39 @@ def test_the_field_equals_the_published_code(case: str) -> None:
     assert not any(float(exact[f"grad.{name}"].norm()) for name in meta["no_gradient"] if f"grad.{name}" in exact)
 
 
+def check_gradients(found: dict[str, Tensor], t: dict[str, Tensor]) -> None:
+    for name in [name for name in t if name.startswith("grad.")]:
+        own, whole = found[name], t[name]
+        assert (own - whole).abs().max() < 1e-4 * whole.abs().max() + 1e-5, name
+
+
 @pytest.mark.parametrize("case", cases("adapter"))
 def test_the_adapter_equals_the_published_code(case: str) -> None:
     meta, t = load_case(f"spa3r/adapter/{case}")
-    config = meta["config"]
     for dtype, expected, bound in ((torch.float32, t["out"], 5e-6), (torch.float64, t["out_f64"], 1e-12)):
-        adapter = Spa3RAdapter(config["hidden_size"], config["num_attention_heads"], config["spa3r_embed_dim"])
-        filled(adapter, meta["param_names"]).to(dtype)
+        weights = weights_of(meta, dtype)
         tokens = t["image_embeds"].detach().to(dtype, copy=True).requires_grad_()
-        out = adapter(tokens, t["latents"][0].to(dtype))
+        out = official_spa3r_adapter(meta["config"], weights)(tokens, t["latents"].to(dtype))
         assert (out - expected).abs().max() < bound
         (out.square().sum() / 2).backward()
-        gradients = {f"grad.{name}": each.grad for name, each in adapter.named_parameters()}
-        for name in [name for name in t if name.startswith("grad.")]:
-            own, whole = gradients[name], t[name]
-            assert own is not None and (own - whole).abs().max() < 1e-4 * whole.abs().max() + 1e-5, name
+        check_gradients(gradients_of(weights), t)
         assert tokens.grad is not None
         assert (tokens.grad - t["grad_image_embeds"]).abs().max() < 1e-4 * t["grad_image_embeds"].abs().max()
+
+
+@pytest.mark.parametrize("case", cases("prope"))
+def test_prope_on_rays_alone_equals_the_published_code(case: str) -> None:
+    meta, t = load_case(f"spa3r/prope/{case}")
+    for dtype, expected, bound in ((torch.float32, t["out"], 5e-6), (torch.float64, t["out_f64"], 1e-10)):
+        weights = weights_of(meta, dtype)
+        attend = official_spa3r_prope(meta["config"], weights)
+        places = {"grid": tuple(meta["grid"]), "other_tokens": meta["other_tokens"]}
+        out = attend(t["x"].to(dtype), t["viewmats"], t["Ks"], **places)
+        assert (out - expected).abs().max() < bound
+        (out.square().sum() / 2).backward()
+        check_gradients(gradients_of(weights), t)
+        turned = attend(t["x"].to(dtype), torch.linalg.inv(t["viewmats"]), t["Ks"], **places)
+        assert (turned - expected).abs().max() > 1e-2  # the control: the inverse poses
 
 
 @pytest.mark.parametrize("case", cases("backbone"))

@@ -46,7 +46,11 @@ __all__ = [
     "Spa3VLM",
     "TinySpa3R",
     "load_spa3_vlm",
+    "official_spa3r_adapter",
+    "official_spa3r_backbone",
+    "official_spa3r_field",
     "official_spa3r_latents",
+    "official_spa3r_prope",
 ]
 
 EPS = float(torch.finfo(torch.float32).eps)  # of RMSNorm without a given one, in float32
@@ -87,6 +91,23 @@ class Stack(nn.Module):
             x = x + attend(block.attn, block.norm1(x))
             x = x + block.mlp(block.norm2(x))
         return self.norm(x)[:, REGISTERS:]
+
+
+def ray_attention(
+    world_to_camera: Float[Tensor, "B 4 4"], K_normalized: Float[Tensor, "B 3 3"], grid: tuple[int, int], others: int
+) -> Attend:
+    """Return the attention of one view per row with PRoPE on its rays, which follow `others` without a camera."""
+    with full_precision(world_to_camera.device):
+        P, P_inverse = projection_matrices(world_to_camera[:, None], K_normalized[:, None])
+    matrices = {"q": P.mT, "k": P_inverse, "v": P_inverse, "o": P}
+
+    def attend(attention: Attention, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        q, k, v = attention.queries_keys_values(x)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        out = multiview_attention(q, k, v, matrices, patches_x=grid[1], patches_y=grid[0], others=others)
+        return attention.output(out)
+
+    return attend
 
 
 class Spa3RField(nn.Module):
@@ -159,18 +180,11 @@ class Spa3RField(nn.Module):
             P, P_inverse = projection_matrices(
                 world_to_camera.flatten(0, 1)[:, None], K_normalized.flatten(0, 1)[:, None]
             )
-        matrices = {"q": P.mT, "k": P_inverse, "v": P_inverse, "o": P}
         queries = self.pose_tokenizer(rays.to(self.pose_tokenizer.weight.dtype))
         tokens = torch.cat((latents.repeat_interleave(views, 0), queries), 1)
-        others = REGISTERS + latents.shape[1]
-
-        def attend(attention: Attention, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-            q, k, v = attention.queries_keys_values(x)
-            q, k = q.to(v.dtype), k.to(v.dtype)
-            return attention.output(
-                multiview_attention(q, k, v, matrices, patches_x=columns, patches_y=rows, others=others)
-            )
-
+        attend = ray_attention(
+            world_to_camera.flatten(0, 1), K_normalized.flatten(0, 1), grid, others=REGISTERS + latents.shape[1]
+        )
         found = self.decoder(tokens, attend)[:, latents.shape[1] :]
         return found.unflatten(0, (batch, views))
 
@@ -391,13 +405,6 @@ def start(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def cameras_of(
-    K_px: Float[Tensor, "*batch 3 3"], grid: tuple[int, int], patch: int = 14
-) -> Float[Tensor, "*batch 3 3"]:
-    """Return intrinsics normalized by the size of pictures of whole patches."""
-    return normalize_intrinsics(K_px, grid[1] * patch, grid[0] * patch)
-
-
 # ---- Spa3-VLM: the released folder -----------------------------------------------------------------------------------
 
 PREFIX = "geometry_encoder.spa3r."
@@ -544,3 +551,92 @@ def official_spa3r_latents(model: SpatialVLM, frames: Float[Tensor, "S 3 H W"]) 
     (found,) = model.geometry([frames], [None], tokens=True, cameras=False)
     assert found.latents is not None
     return found.latents[None]
+
+
+# ---- Parts by official names, for comparison with the published code -------------------------------------------------
+
+
+class OfficialField:
+    """A `Spa3RField` with these weights, for intrinsics in pixels of pictures of whole patches.
+
+    Args:
+        config: The published arguments.
+        state_dict: Tensors by official names, in whose dtype it computes.
+    """
+
+    def __init__(self, config: Mapping[str, Any], state_dict: Tensors) -> None:
+        layers = (config["num_encoder_layers"], config["num_decoder_layers"])
+        sizes = (config["embed_dim"], config["num_heads"], config["num_queries"])
+        self.field: Any = filled(
+            Spa3RField(config["vggt_channels"], *sizes, layers, config["semantic_channels"]), state_dict
+        )
+        self.patch = config["patch_size"]
+        self.encode, self.losses = self.field.encode, self.field.losses
+
+    def decode(
+        self,
+        latents: Float[Tensor, "B Q D"],
+        world_to_camera: Float[Tensor, "B V 4 4"],
+        K_px: Float[Tensor, "B V 3 3"],
+        grid: tuple[int, int],
+    ) -> Float[Tensor, "B V N D"]:
+        """See `Spa3RField.decode`."""
+        K = normalize_intrinsics(K_px.to(latents), grid[1] * self.patch, grid[0] * self.patch)
+        found: Tensor = self.field.decode(latents, world_to_camera.to(latents), K, (grid[0], grid[1]))
+        return found
+
+
+def official_spa3r_field(config: Mapping[str, Any], state_dict: Tensors) -> OfficialField:
+    """Return the field with these weights."""
+    return OfficialField(config, state_dict)
+
+
+def official_spa3r_prope(config: Mapping[str, Any], state_dict: Tensors) -> Callable[..., Tensor]:
+    """Return the decoder's attention with these weights: of rays with one camera per row, behind `other_tokens`."""
+    heads = config["num_heads"]
+    attention = Attention(config["dim"], heads, qk_norm=True)
+    attention.q_norm, attention.k_norm = (nn.RMSNorm(config["dim"] // heads, EPS) for _ in range(2))
+    filled(attention, {name.removeprefix("attn."): each for name, each in state_dict.items()})
+
+    def attend(
+        x: Float[Tensor, "B N D"],
+        world_to_camera: Float[Tensor, "B 4 4"],
+        K_px: Float[Tensor, "B 3 3"],
+        *,
+        grid: tuple[int, int],
+        other_tokens: int,
+    ) -> Float[Tensor, "B N D"]:
+        K = normalize_intrinsics(K_px.to(x), grid[1] * config["patch_size"], grid[0] * config["patch_size"])
+        return ray_attention(world_to_camera.to(x), K, (grid[0], grid[1]), other_tokens)(attention, x)
+
+    return attend
+
+
+def official_spa3r_backbone(config: Mapping[str, Any], state_dict: Tensors) -> Callable[..., Tensor]:
+    """Return VGGT as Spa3R runs it: a map of pictures in 0..1 to the tokens of its last layer."""
+    vggt = Spa3RVGGT.from_official({"aggregator": dict(config)}, state_dict)
+
+    def run(images: Float[Tensor, "B V 3 H W"], view_mask: Tensor | None = None) -> Float[Tensor, "B V P C"]:
+        if view_mask is not None:
+            raise NotImplementedError("the released setting has no mask")
+        return vggt.compute(images, (-1,), ()).tokens[-1]
+
+    return run
+
+
+def official_spa3r_adapter(config: Mapping[str, Any], state_dict: Tensors) -> Callable[..., Tensor]:
+    """Return the adapter with these weights: a map of the 2D tokens of all frames and (1, Q, E) latents."""
+    sizes = config["hidden_size"], config["num_attention_heads"], config["spa3r_embed_dim"]
+    adapter = filled(Spa3RAdapter(*sizes), state_dict)
+
+    def fuse(image_embeds: Float[Tensor, "N D"], latents: Float[Tensor, "1 Q E"]) -> Float[Tensor, "N D"]:
+        found: Tensor = adapter(image_embeds, latents[0])
+        return found
+
+    return fuse
+
+
+def filled(module: nn.Module, state_dict: Tensors) -> nn.Module:
+    """Return the module with these weights, in their dtype. Parameters among them get its gradients."""
+    module.load_state_dict({**state_dict}, assign=True)
+    return module
