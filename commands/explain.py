@@ -5,22 +5,24 @@
     python main.py explain runs/mine-<time> --question 0012 --answer 3.5
 
 An id is one of predictions.jsonl. Of each view (a temporal patch: two frames of a video, or an image) three effects on
-the log-probability of the answer are measured:
+the log-probability of the answer, the sum over its tokens, are measured:
 
     hidden            no later token of the decoder sees the 2D tokens of the view; all positions stay
-    alone             the same for all other views: near 0, the view is enough
+    alone             no later token sees the 2D tokens of the other views. Near 0: this view is enough
     without_camera    the model is not told the view's camera
 
 -2 nats: the answer becomes 7 times less probable. The effects are causal. Where two views show the same thing, hiding
 one may change nothing; `alone` tells such views from those that do not matter. A fusion or a view mixer that mixes
-views has already written the content of a view into the tokens of others, which stay. The first view's camera is the
-origin of the others in some encodings.
+views has written the content of a hidden view into the tokens of others, and these tokens stay. The first view's camera
+is the origin of the others in some encodings. From recurrent layers (Qwen3.5) no view can be hidden.
 
 Attention stands beside the effects: for each layer, how much the answer's tokens attend to each view and patch, the
 mean over heads. It shows no cause.
 
-The command writes <id>.json and <id>.png into the folder `explanations` of the run. In Python,
-`commands.explaining.explain_question` returns the arrays.
+The command writes <id>.json and <id>.png into the folder `explanations` of the run. With --answer, --data or --split,
+and for an id with other letters than those of a file's name, a digest follows the id. A report shows the pictures of
+the run's own answers. In Python, `commands.explaining.explain_question` returns the arrays. Rooms that are not rendered
+yet are rendered first, all of the split's.
 """
 
 from __future__ import annotations
@@ -61,12 +63,12 @@ def explain(arguments: list[str]) -> None:
     parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)
     settings = parse(parser, arguments)
 
-    from commands.explaining import as_json, draw, explain_question, load_explained, table
+    from commands.explaining import as_json, draw, explain_question, find_question, load_explained, table
     from commands.runs import find_run
     from evaluation.drawings import save_picture
     from zoo.files.atomic_io import json_text, start_of_json, write_output
     from zoo.files.fingerprint import fingerprint
-    from zoo.files.ownership import file_name
+    from zoo.files.ownership import file_name, make_if_absent
     from zoo.progress import progress
 
     run = find_run(settings.run)
@@ -75,15 +77,21 @@ def explain(arguments: list[str]) -> None:
         raise InputError(
             f"{folder} is a link, which is not followed: remove it, or choose another folder with --output"
         )
+    make_if_absent(folder)
     loaded = load_explained(run, settings.split, settings.device, settings.trust_modules, settings.data)
+    for id in settings.question:
+        find_question(loaded, id)
+    changed = {name: settings[name] for name in ("answer", "data") if settings[name] is not None}
+    if settings.split != "test":
+        changed["split"] = settings.split
     for id in progress(settings.question, "explain", "questions"):
         explained = explain_question(loaded, id, settings.answer)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = file_name(id)
-        file = folder / f"{name if name == id else f'{name}-{fingerprint(id)[:8]}'}.json"
+        picture, name = draw(explained), file_name(id)
+        is_plain = name == id and not changed
+        file = folder / f"{name if is_plain else f'{name}-{fingerprint([id, changed])[:8]}'}.json"
         made_by = {"made_by": "main.py explain", "id": id}
-        write_output(file, json_text({**made_by, **as_json(explained)}), start_of_json(made_by))
-        save_picture(draw(explained), file.with_suffix(".png"), option="--output")
+        write_output(file, json_text({**made_by, **changed, **as_json(explained)}), start_of_json(made_by))
+        save_picture(picture, file.with_suffix(".png"), option="--output")
         print(printable(f"{explained.scene}: {explained.question.question}\n  {explained.answer}"))
         print(table(explained).to_string(index=False))
         print(f"explain: see {file} and {file.with_suffix('.png').name}")

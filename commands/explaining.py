@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from textwrap import shorten
+from textwrap import fill, shorten
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ import torch
 from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from datamodules.scenes import Question, RawQuestion
 from datamodules.sources.base import Split
 from evaluation.drawings import THUMBNAIL
 from zoo.errors import InputError, did_you_mean, printable
-from zoo.explanation import Explanation, explain
+from zoo.explanation import Explanation, check_masks, explain
 from zoo.generation import Reply
 from zoo.model import SpatialVLM
 from zoo.sequences.batch import Batch
@@ -35,6 +34,7 @@ from zoo.sequences.loaded_scene import LoadedScene
 
 HIDDEN, ALONE, UNTOLD, WEIGHT = "#2166ac", "#92c5de", "#d6604d", "viridis"
 COLUMNS, FEWEST = 8, 4  # views per row of the picture, at most and at least
+LINE = 140  # letters per line of the title
 LONGEST = 160  # letters of a question or an answer in the picture
 
 
@@ -46,6 +46,7 @@ class ExplainedAnswer:
         question: The question.
         scene: The name of its scene.
         answer: The answer, the model's own unless another one was given.
+        is_given: Whether that one was given.
         explanation: The effects and the attention.
         frames: The first frame of each of the t views, as it was shown.
         frame_indices: The numbers of the frames of each view in the video.
@@ -54,6 +55,7 @@ class ExplainedAnswer:
     question: Question
     scene: str
     answer: str
+    is_given: bool
     explanation: Explanation
     frames: UInt8[Tensor, "t 3 H W"]
     frame_indices: tuple[tuple[int, ...], ...]
@@ -71,21 +73,23 @@ def explain_question(run: LoadedRun, id: str, answer: str | None = None) -> Expl
         InputError: There is no such question, or the scene can't be read or asked.
     """
     model, benchmark = run.model, run.data.source.benchmark
-    place, asked = _find(run, id)
+    check_masks(model)
+    place, asked = find_question(run, id)
     loaded = replace(run.dataset[place], questions=(asked,))
     if loaded.error is not None:
         raise InputError(loaded.error)
-    told = {"poses_in_prompt": run.data.poses_in_prompt}
+    told, is_given, ends = {"poses_in_prompt": run.data.poses_in_prompt}, answer is not None, True
     if answer is None:
         prompts = _checked(QuestionCollate(run.dataset.spec, benchmark, **told)([loaded]))
         (reply,) = model.score_candidates(prompts, [[]])
         answer = _text_of(model, reply)
+        ends = bool(reply.ids) and reply.ids[-1] in model.backbone.stop_tokens  # otherwise it was cut
     collate = TrainingCollate(run.dataset.spec, benchmark, **told)
     own = replace(asked, later_turns=()) if isinstance(asked, RawQuestion) else asked
     given = replace(loaded, questions=(replace(own, ground_truth=answer),), target_error=None)
     batch = _checked(collate([given]))
     untold = None
-    if model.camera_plan.uses_cameras and given.geometry is not None and given.geometry.has_cameras:
+    if is_told_cameras(run) and given.geometry is not None and given.geometry.has_cameras:
         untold = [_checked(collate([each])) if each else None for each in _without_each_camera(given)]
     assert loaded.frames is not None
     shown = loaded.frame_indices or tuple(range(len(loaded.frames)))
@@ -93,7 +97,8 @@ def explain_question(run: LoadedRun, id: str, answer: str | None = None) -> Expl
         asked,
         loaded.name,
         answer,
-        explain(model, batch, untold),
+        is_given,
+        explain(model, batch, untold, ends=ends),
         loaded.frames[::TEMPORAL_PATCH_SIZE],
         tuple(zip(*[iter(shown)] * TEMPORAL_PATCH_SIZE, strict=True)),
     )
@@ -112,7 +117,21 @@ def load_explained(
     return loaded
 
 
-def _find(run: LoadedRun, id: str) -> tuple[int, Question]:
+def is_told_cameras(run: LoadedRun) -> bool:
+    """Return whether a model reads the dataset's cameras: by its parts, by its geometry encoder, or in its prompt."""
+    model, encoder = run.model, run.model.geometry
+    by_parts = model.camera_plan.uses_cameras and model.camera_plan.source != "predicted"
+    read = [] if encoder is None else [name for own in encoder.given_fields.values() for name in own]
+    by_encoder = encoder is not None and (encoder.requires_cameras or "world_to_camera" in read)
+    return by_parts or run.data.poses_in_prompt or (by_encoder and model.uses_geometry_tokens)
+
+
+def find_question(run: LoadedRun, id: str) -> tuple[int, Question]:
+    """Return the place of a question's scene in the run's data, and the question.
+
+    Raises:
+        InputError: There is no such question.
+    """
     known = {question.id: (n, question) for n, scene in enumerate(run.dataset.scenes) for question in scene.questions}
     if id not in known:
         first = f"; the first is {next(iter(known))}" if known else ""
@@ -151,6 +170,7 @@ def as_json(explained: ExplainedAnswer) -> dict[str, Any]:
     """Return the numbers of an explanation by view, for a file. The attention is that of whole views."""
     own = explained.explanation
     untold = [None] * len(own.hidden) if own.without_camera is None else _finite(own.without_camera)
+    hidden, alone = _finite(own.hidden), _finite(own.alone)
     attention = None if own.attention is None else own.attention.sum((2, 3)).T.tolist()
     return {
         "id": explained.question.id,
@@ -158,13 +178,14 @@ def as_json(explained: ExplainedAnswer) -> dict[str, Any]:
         "question": explained.question.question,
         "ground_truth": explained.question.ground_truth,
         "answer": explained.answer,
+        "is_given": explained.is_given,
         "log_prob": own.log_prob,
         "layers": [*own.layers],
         "views": [
             {
                 "frames": [*frames],
-                "hidden": float(own.hidden[view]),
-                "alone": float(own.alone[view]),
+                "hidden": hidden[view],
+                "alone": alone[view],
                 "without_camera": untold[view],
                 "attention": None if attention is None else attention[view],
             }
@@ -177,11 +198,13 @@ def table(explained: ExplainedAnswer) -> pd.DataFrame:
     """Return the effects of each view, and its share of the attention in the mean over layers."""
     own = explained.explanation
     columns: dict[str, Any] = {"frames": [", ".join(map(str, frames)) for frames in explained.frame_indices]}
-    columns |= {"hidden": own.hidden.numpy().round(3), "alone": own.alone.numpy().round(3)}
+    columns |= {"hidden": own.hidden, "alone": own.alone}
     if own.without_camera is not None:
-        columns["without_camera"] = own.without_camera.numpy().round(3)
+        columns["without_camera"] = own.without_camera
     if own.attention is not None:
-        columns["attention"] = own.attention.sum((2, 3)).mean(0).numpy().round(4)
+        columns["attention"] = own.attention.sum((2, 3)).mean(0)
+    numbers = {name: each.double().numpy().round(3) for name, each in columns.items() if isinstance(each, Tensor)}
+    columns |= numbers
     return pd.DataFrame(columns)
 
 
@@ -209,10 +232,11 @@ def draw(explained: ExplainedAnswer) -> Image.Image:
         bars.bar(at, values.numpy(), share, color=color, hatch=hatch, edgecolor="white", label=label)
     bars.axhline(0, color="black", linewidth=0.8)
     bars.set(xticks=places, xticklabels=names, xlim=(-0.6, count - 0.4), ylabel="change of log p (nats)")
-    bars.legend(fontsize=9)
+    bars.legend(fontsize=9, loc="lower left", ncols=len(series))
     asked, said, truth = map(_short, (explained.question.question, explained.answer, explained.question.ground_truth))
-    title = f"{asked}\nanswer {said}, log p {own.log_prob:.2f}; true answer {truth}"
-    bars.set_title(title, loc="left", fontsize=10, wrap=True, parse_math=False)
+    lines = [asked, f"answer {said}, log p {own.log_prob:.2f}; true answer {truth}"]
+    title = "\n".join(fill(line, LINE) for line in lines)  # matplotlib's own wrapping parses formulas
+    bars.set_title(title, loc="left", fontsize=10, parse_math=False)
     if own.attention is None:
         weights.set_axis_off()
         weights.set_title("no attention: this encoding makes the keys of each view anew", loc="left", fontsize=10)
@@ -220,7 +244,8 @@ def draw(explained: ExplainedAnswer) -> Image.Image:
         by_view = own.attention.sum((2, 3)).numpy()
         drawn = weights.imshow(by_view, aspect="auto", cmap=WEIGHT, vmin=0, interpolation="nearest")
         weights.set(xticks=places, xticklabels=names, xlabel="first frame of the view", ylabel="layer")
-        weights.yaxis.set_major_locator(MaxNLocator(integer=True))
+        step = max(1, len(own.layers) // 8)
+        weights.set_yticks(range(0, len(own.layers), step), labels=map(str, own.layers[::step]))
         upper.colorbar(drawn, ax=[bars, weights], label="attention", shrink=0.6)
         weights.set_title("attention of the answer's tokens, which shows no cause", loc="left", fontsize=10)
     _draw_views(lower, explained, rows, columns, names)

@@ -12,10 +12,11 @@ The command writes one file, which the viewer opens without the video, the model
                         per sampler
     points              the points of the chosen frames, from the dataset's depth, in the colors of the images
     predicted           the cameras that the model predicts, turned, moved and scaled onto the dataset's, one per view
-    questions           each question with the truth and the run's answer
+    questions           each question with the truth, and the answer of each of the run's tests
 
-What a scene lacks (cameras, depth) is left out and named. A scene without cameras has none of it: predicted cameras
-are shown beside the dataset's. In a notebook, `commands.showing.recording_of(...).notebook_show()` is a cell with the
+What a scene lacks is left out and named. Without cameras there are the images and the questions alone. Rooms that are
+not rendered yet are rendered first, all of the split's. SpaceAwareSampler takes VGGT-1B unless its geometry is
+DatasetDepth. In a notebook, `commands.showing.recording_of(...).notebook_show()` is a cell with the
 viewer, with `pip install 'rerun-sdk[notebook]'`.
 """
 
@@ -66,7 +67,7 @@ def show(arguments: list[str]) -> None:
     from commands.explaining import load_explained
     from commands.runs import find_run
     from zoo.files.fingerprint import fingerprint
-    from zoo.files.ownership import file_name
+    from zoo.files.ownership import file_name, make_if_absent
 
     run = find_run(settings.run)
     loaded = load_explained(run, settings.split, settings.device, settings.trust_modules, settings.data)
@@ -76,12 +77,17 @@ def show(arguments: list[str]) -> None:
     output = Path(settings.output).expanduser() if settings.output else folder / f"{file_name(name)}-{key}.rrd"
     if folder.is_symlink() and not settings.output:  # someone else's run may name any folder of this machine
         raise InputError(f"{folder} is a link, which is not followed: remove it, or name a file with --output")
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder: name a file in it")
     if output.exists() or output.is_symlink():
         raise InputError(
             f"{output} is there already: open it with `rerun {output}`, remove it, or name another --output"
         )
+    make_if_absent(output.parent)
     recording, notes = recording_of(loaded, name, samplers)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    recording.save(output)
+    try:
+        recording.save(output)
+    except RuntimeError as error:
+        raise InputError(f"{output} can't be written: {error}") from error
     recording.flush()
     print("".join(f"{note}\n" for note in notes) + printable(f"show: {name} is in {output}: rerun {output}"))

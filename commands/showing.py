@@ -17,6 +17,7 @@ from commands.runs import LoadedRun
 from datamodules.collate import QuestionCollate
 from datamodules.samplers import DatasetDepth, FrameSampler, SceneView
 from run_folder.record import PREDICTIONS
+from run_folder.results import finished_tests
 from zoo.cameras.poses import invert_se3
 from zoo.errors import SCENE_FAULTS, InputError, describe, did_you_mean
 from zoo.files.atomic_io import read_records
@@ -177,12 +178,18 @@ def _log_predicted(recording: rr.RecordingStream, run: LoadedRun, place: int, po
 
 def _questions(run: LoadedRun, place: int) -> str:
     """Return the questions of a scene as Markdown, with the run's answers to them."""
-    answers = {str(record["id"]): record for record in read_records([run.folder / PREDICTIONS])}
+    tests = {folder: read_records([folder / PREDICTIONS]) for folder in finished_tests(run.folder)}
     parts = []
     for question in run.dataset.scenes[place].questions:
-        said = answers.get(str(question.id), {}).get("prediction")
         options = "".join(f"\n- {option}" for option in question.options)
-        answer = "" if said is None else f"\n\nanswer: {said}"
+        said = {
+            folder: record.get("prediction")
+            for folder, records in tests.items()
+            for record in records
+            if record["id"] == question.id
+        }
+        names = {folder: "" if folder == run.folder else f" in the test {folder.name}" for folder in said}
+        answer = "".join(f"\n\nanswer{names[folder]}: {text}" for folder, text in said.items())
         parts.append(f"**{question.question}**{options}\n\ntrue answer: {question.ground_truth}{answer}")
     return "\n\n---\n\n".join(parts)
 

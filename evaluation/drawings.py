@@ -157,7 +157,7 @@ def camera_map(
     if maps is not None:
         share = _draw_voxels(axes, covered_voxels(maps, list(views.values())), plane)
         caption += f", which see {share:.0%} of all voxels"
-    axes.set_title(caption, loc="left")
+    axes.set_title(caption, loc="left", parse_math=False)
 
     # 3. The path and the chosen views.
     axes.plot(*centers.T, color=PATH, linewidth=1, alpha=0.5)

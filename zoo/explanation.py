@@ -42,7 +42,7 @@ class Explanation:
             the view is enough. It tells views of which each is enough, so that hiding one changes nothing, from views
             that do not matter.
         without_camera: The log-probability if the model is not told a view's camera, minus `log_prob`. NaN for a view
-            that has none. None for a model that is told no cameras.
+            that has none. None for a model that is told no cameras, or predicts them.
         attention: Mean weight of each 2D token over heads and the answer's tokens, by layer. The weights of a layer add
             up to 1 together with those of text. None for an encoding that makes the keys of each view anew.
         layers: The numbers of these layers. Linear attention has no weights.
@@ -57,20 +57,25 @@ class Explanation:
 
 
 @torch.no_grad()
-def explain(model: SpatialVLM, batch: Batch, without_camera: Sequence[Batch | None] | None = None) -> Explanation:
-    """Measure what an answer depends on. The model reads the scene once, and the decoder runs twice per view.
+def explain(
+    model: SpatialVLM, batch: Batch, without_camera: Sequence[Batch | None] | None = None, *, ends: bool = True
+) -> Explanation:
+    """Measure what an answer depends on.
+
+    The model reads the scene once, and once more for each camera that is not told. The decoder runs three times per
+    view.
 
     Args:
         model: The model.
         batch: One scene with one question and its answer, from `TrainingCollate`.
         without_camera: For each view, the batch without its camera. None for a view that has none.
+        ends: Whether the answer ends with its stop token. An answer that was cut has none.
 
     Raises:
         InputError: The scene has no cameras and the model needs them, or the decoder has recurrent layers, from which
             masks hide nothing.
     """
-    if model.backbone.is_hybrid:
-        raise InputError(f"{type(model.backbone).__name__} has recurrent layers, and masks hide no view from them")
+    check_masks(model)
     with eval_mode(model):
         batch = batch.to(model.backbone.device)
         sequences = batch.sequences
@@ -79,23 +84,29 @@ def explain(model: SpatialVLM, batch: Batch, without_camera: Sequence[Batch | No
         views = view_of_tokens(batch)
         encoding, kept = inputs.get("camera_encoding"), dict[int, Tensor]()
         if encoding is not None and encoding.attends_per_view:
-            log_prob = answer_log_prob(model, inputs, sequences)
+            log_prob = answer_log_prob(model, inputs, sequences, ends)
         else:
-            with recorded_attention(model.backbone, answer_tokens(model, sequences)[0]) as kept:
-                log_prob = answer_log_prob(model, inputs, sequences)
+            with recorded_attention(model.backbone, answer_tokens(model, sequences, ends)[0]) as kept:
+                log_prob = answer_log_prob(model, inputs, sequences, ends)
 
         def effect(is_hidden: Bool[Tensor, " K"]) -> float:
             seen = torch.ones_like(sequences.input_ids, dtype=torch.bool)
             seen[0, sequences.grid_places[is_hidden]] = False
-            return answer_log_prob(model, {**inputs, "attention_mask": seen}, sequences) - log_prob
+            return answer_log_prob(model, {**inputs, "attention_mask": seen}, sequences, ends) - log_prob
 
         count = range(batch.scenes[0].num_steps)
         hidden, alone = ([effect((views == view) == is_own) for view in count] for is_own in (True, False))
         changes = None
         if without_camera is not None:
-            changes = torch.tensor([_log_prob_of(model, each) - log_prob for each in without_camera])
+            changes = torch.tensor([_log_prob_of(model, each, ends) - log_prob for each in without_camera])
     attention = _on_grid(kept, batch) if kept else None
     return Explanation(log_prob, torch.tensor(hidden), torch.tensor(alone), changes, attention, tuple(kept))
+
+
+def check_masks(model: SpatialVLM) -> None:
+    """Raise InputError for a model from whose decoder no view can be hidden."""
+    if model.backbone.is_hybrid:
+        raise InputError(f"{type(model.backbone).__name__} has recurrent layers, and masks hide no view from them")
 
 
 def view_of_tokens(batch: Batch) -> Places:
@@ -104,30 +115,31 @@ def view_of_tokens(batch: Batch) -> Places:
     return batch.sequences.grid_sources // batch.scenes[0].tokens_per_step
 
 
-def answer_log_prob(model: SpatialVLM, inputs: dict[str, Any], sequences: Sequences) -> float:
+def answer_log_prob(model: SpatialVLM, inputs: dict[str, Any], sequences: Sequences, ends: bool = True) -> float:
     """Return the log-probability of an answer, for inputs from `SpatialVLM.decoder_inputs`."""
-    places, ids = answer_tokens(model, sequences)
+    places, ids = answer_tokens(model, sequences, ends)
     hidden = model.backbone.decode(inputs).last_hidden_state.flatten(0, 1)[places]
     log_probs = model.backbone.lm_head(hidden).float().log_softmax(-1)
     return float(log_probs.gather(1, ids[:, None]).sum())
 
 
-def answer_tokens(model: SpatialVLM, sequences: Sequences) -> tuple[Places, Int[Tensor, " n"]]:
-    """Return the places before the tokens of an answer, and the tokens up to its stop token.
+def answer_tokens(model: SpatialVLM, sequences: Sequences, ends: bool = True) -> tuple[Places, Int[Tensor, " n"]]:
+    """Return the places before the tokens of an answer, and the tokens up to its stop token, if it `ends` with one.
 
     The line break that training supervises behind the stop token is no part of an answer.
     """
-    ends = torch.isin(sequences.answer_ids, torch.tensor([*model.backbone.stop_tokens]).to(sequences.answer_ids))
-    count = int(ends.nonzero()[0, 0]) + 1 if ends.any() else len(ends)
+    stops = torch.isin(sequences.answer_ids, torch.tensor([*model.backbone.stop_tokens]).to(sequences.answer_ids))
+    count = int(stops.nonzero()[0, 0]) + ends if stops.any() else len(stops)
     return sequences.answer_places[:count], sequences.answer_ids[:count]
 
 
-def _log_prob_of(model: SpatialVLM, batch: Batch | None) -> float:
+def _log_prob_of(model: SpatialVLM, batch: Batch | None, ends: bool) -> float:
     if batch is None:
         return float("nan")
     batch = batch.to(model.backbone.device)
     assert batch.sequences is not None
-    return answer_log_prob(model, model.decoder_inputs(model.encode_scenes(batch), batch.sequences), batch.sequences)
+    inputs = model.decoder_inputs(model.encode_scenes(batch), batch.sequences)
+    return answer_log_prob(model, inputs, batch.sequences, ends)
 
 
 # ---- Attention -------------------------------------------------------------------------------------------------------

@@ -6,26 +6,28 @@ that is there from a former report of the same video and frames is kept.
 
 from __future__ import annotations
 
-import json
+import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from commands.explain import FOLDER
 from commands.reports.scores import Tested
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset
-from evaluation.drawings import SOFTWARE_CHUNK, camera_map, contact_sheet
+from evaluation.drawings import SOFTWARE, SOFTWARE_CHUNK, camera_map, contact_sheet
 from run_folder.results import TESTS
 from zoo.configuration import check_class_paths, from_config, is_own, named_modules, with_default_caches
 from zoo.errors import SCENE_FAULTS, describe
-from zoo.files.atomic_io import replace_file
+from zoo.files.atomic_io import parse_json, replace_file
 from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.files.ownership import begins_with
 from zoo.progress import progress
@@ -35,6 +37,9 @@ COLUMNS = 8  # frames per row of a sheet
 MAP_COLORS = 32
 QUALITIES = (60, 30)  # of JPEG; the second for sheets that are too large by the first
 LIMIT = 30 * 10**6  # bytes of all pictures of a page
+
+MOST_BYTES = 10**7  # of a file of `explain` that is copied
+JPEG_MARK = b"\xff\xfe" + (len(SOFTWARE[1]) + 2).to_bytes(2, "big") + SOFTWARE[1].encode(), 20  # and its place
 
 Shown = tuple[str, tuple[int, ...]]  # a scene's name, and the numbers of its frames
 
@@ -66,6 +71,8 @@ def make_pictures(tested: Sequence[Tested], page: Path) -> tuple[Pictures, list[
     Returns:
         The pictures, and notes about those that are left out.
     """
+    if picture_folder(page).is_symlink():
+        return Pictures({}, {}), [f"pictures are left out: {picture_folder(page)} is a link, which is not followed"]
     wanted = _datasets(tested)
     found: dict[Shown, list[str]] = {}
     reasons: dict[Shown, str] = {}
@@ -83,7 +90,7 @@ def make_pictures(tested: Sequence[Tested], page: Path) -> tuple[Pictures, list[
         if total > LIMIT:
             reasons[shown] = f"the pictures of a page have at most {LIMIT / 1e6:.0f} MB"
             break
-        found[shown] = [f"{file.parent.name}/{file.name}" for file in files]
+        found[shown] = [_address(file) for file in files]
     made = Pictures(found, _copy_explanations(tested, page))
     if not reasons:
         return made, []
@@ -93,20 +100,66 @@ def make_pictures(tested: Sequence[Tested], page: Path) -> tuple[Pictures, list[
 
 
 def _copy_explanations(tested: Sequence[Tested], page: Path) -> dict[Path, dict[str, str]]:
-    """Copy the pictures of `main.py explain` beside the page, see `Pictures`."""
+    """Copy the pictures of `main.py explain` beside the page, see `Pictures`.
+
+    A picture belongs to a test if both have the same answer about the same frames. A perturbed test showed other ones.
+    """
     found: dict[Path, dict[str, str]] = {}
-    for folder in {each.folder for each in tested if each.folder is not None}:
-        run = folder.parent.parent if folder.parent.name == TESTS else folder
+    for each in tested:
+        if (
+            each.folder is None
+            or not {"frames", "prediction"} <= {*each.questions}
+            or _perturbation(each.folder) is not None
+        ):
+            continue
+        run = each.folder.parent.parent if each.folder.parent.name == TESTS else each.folder
+        if (run / FOLDER).is_symlink():
+            continue
         for file in sorted((run / FOLDER).glob("*.json")):
             drawn = file.with_suffix(".png")
             with suppress(OSError, ValueError, KeyError, TypeError):  # no picture stops a report
-                id = str(json.loads(file.read_text(encoding="utf-8"))["id"])
-                if begins_with(drawn, *SOFTWARE_CHUNK):
-                    copied = picture_folder(page) / f"{fingerprint(file_fingerprint(drawn))}.png"
-                    if not copied.exists():
-                        replace_file(copied, drawn.read_bytes())
-                    found.setdefault(folder, {})[id] = f"{copied.parent.name}/{copied.name}"
+                content = parse_json(_read(file))
+                row = each.questions.loc[content["id"]]
+                frames = [frame for view in content["views"] for frame in view["frames"]]
+                is_same = row["prediction"].strip() == content["answer"].strip() and [*row["frames"]] == frames
+                if is_same and not content["is_given"] and begins_with(drawn, *SOFTWARE_CHUNK):
+                    data = _read(drawn)
+                    copied = picture_folder(page) / f"{fingerprint(data.hex())}.png"
+                    _write_own(copied, data)
+                    found.setdefault(each.folder, {})[content["id"]] = _address(copied)
     return found
+
+
+def _read(file: Path) -> bytes:
+    """Return the bytes of a small regular file.
+
+    Raises:
+        OSError: It is something else, or large.
+    """
+    if not stat.S_ISREG((about := file.lstat()).st_mode) or about.st_size > MOST_BYTES:
+        raise OSError(f"{file} is no small file")
+    return file.read_bytes()
+
+
+def _address(picture: Path) -> str:
+    return quote(f"{picture.parent.name}/{picture.name}")
+
+
+def _write_own(picture: Path, data: bytes) -> None:
+    """Write a picture that is not there yet.
+
+    Raises:
+        OSError: Something else is there.
+    """
+    if os.path.lexists(picture):
+        if picture.is_symlink() or not any(begins_with(picture, *mark) for mark in (SOFTWARE_CHUNK, JPEG_MARK)):
+            raise OSError(f"{picture} is not a picture of a report: move it away")
+        return
+    replace_file(picture, data)
+
+
+def _perturbation(folder: Path) -> Any:
+    return (config_of(folder)["data"].get("init_args") or {}).get("perturbation")
 
 
 def _datasets(tested: Sequence[Tested]) -> dict[Shown, SceneDataset | str]:
@@ -116,9 +169,9 @@ def _datasets(tested: Sequence[Tested]) -> dict[Shown, SceneDataset | str]:
     for each in tested:
         if each.folder is None or "frames" not in each.questions:  # a line of a study's results
             continue
-        config = config_of(each.folder)
-        if (config["data"].get("init_args") or {}).get("perturbation") is not None:
+        if _perturbation(each.folder) is not None:
             continue
+        config = config_of(each.folder)
         key = fingerprint(config["data"])
         if key not in built:
             built[key] = _dataset(each.folder, config)
@@ -155,21 +208,30 @@ def _write(dataset: SceneDataset, shown: Shown, folder: Path, share: int) -> Ite
     files = [path for path in (*(scene.images or [scene.video]), scene.cameras) if path is not None]
     stem = folder / fingerprint([name, frames, *map(file_fingerprint, files)])
     sheet, drawn = stem.with_suffix(".jpg"), stem.with_suffix(".png")
-    if not sheet.exists():
+    if not os.path.lexists(sheet):
         view = dataset.open(index)
-        if view.world_to_camera is not None and not drawn.exists():
-            with suppress(ValueError):  # none of the frames has a pose
-                path = camera_map(replace(view, depth=None), frames, name).quantize(MAP_COLORS)
-                replace_file(drawn, partial(path.save, format="PNG", optimize=True))
-        replace_file(sheet, _jpeg(contact_sheet(view.video.read(frames), frames, COLUMNS), share))
+        if view.world_to_camera is not None and view.world_to_camera[[*frames]].isfinite().all((1, 2)).any():
+            path = camera_map(replace(view, depth=None), frames, name).quantize(MAP_COLORS)
+            _write_own(drawn, _png(path))
+        _write_own(sheet, _jpeg(contact_sheet(view.video.read(frames), frames, COLUMNS), share))
+    else:
+        _write_own(sheet, b"")  # an own one
     yield sheet
-    if drawn.exists():
+    if begins_with(drawn, *SOFTWARE_CHUNK):
         yield drawn
 
 
+def _png(picture: Image.Image) -> bytes:
+    info = PngInfo()
+    info.add_text(*SOFTWARE)
+    picture.save(file := BytesIO(), "PNG", optimize=True, pnginfo=info)
+    return file.getvalue()
+
+
 def _jpeg(picture: Image.Image, share: int) -> bytes:
+    """Return a JPEG of about `share` bytes, with a comment behind its header by which it is known."""
     for quality in QUALITIES:
-        picture.save(file := BytesIO(), "JPEG", quality=quality)
+        picture.save(file := BytesIO(), "JPEG", quality=quality, comment=SOFTWARE[1].encode())
         if file.tell() <= share:
             break
     return file.getvalue()

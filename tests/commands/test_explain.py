@@ -33,8 +33,10 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     assert [len(view["attention"]) for view in stored["views"]] == [len(own.layers)] * len(own.hidden)
     assert [view["frames"] for view in stored["views"]] == [[*frames] for frames in explained.frame_indices]
     # 2. Another answer is explained when asked.
-    other = explain_question(loaded, first, "55").explanation
-    assert other.log_prob != own.log_prob
+    other = explain_question(loaded, first, "55 $x_$")
+    assert other.explanation.log_prob != own.log_prob and other.is_given and draw(other).width > 1000
+    run("explain", str(folder), "--question", first, "--answer", "55", sized=False)
+    assert len([*(folder / "explanations").iterdir()]) == 6 and json.loads(files[0].read_text()) == stored
     # 3. The picture has a line of views per eight, and draws an answer that looks like a formula as it is.
     picture = draw(explained)
     assert picture.size == Image.open(next(f for f in files if f.suffix == ".png")).size

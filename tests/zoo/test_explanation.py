@@ -43,6 +43,13 @@ def test_the_log_probability_is_that_of_the_answer_as_a_candidate() -> None:
     assert found == pytest.approx([*reply.candidates], abs=1e-4) and abs(found[0] - found[1]) > 1e-2
 
 
+def test_an_answer_that_was_cut_has_no_stop_token() -> None:
+    task = tiny_model()
+    batch = tiny_batch(task, asked(ground_truth="44"), training=True)
+    whole, cut = explain(task.model, batch), explain(task.model, batch, ends=False)
+    assert whole.log_prob < cut.log_prob - 1e-3
+
+
 @pytest.mark.parametrize("family", ["Qwen2.5-VL", "Qwen3-VL"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_the_pixels_of_a_hidden_view_change_nothing(family: str, implementation: str) -> None:

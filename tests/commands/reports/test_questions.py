@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -115,19 +116,47 @@ def test_pictures_that_cannot_be_made_are_counted_and_end_no_report(
 
 
 def test_an_explained_answer_has_its_picture(runs: list[Path], tmp_path: Path) -> None:
-    """A picture that this program has not drawn is not copied."""
-    explained, first = tmp_path / "explained", answers(1)[0]["id"]
+    """Not an answer that was given, other frames, or another program's picture; and no file stops a report."""
+    explained, folder = tmp_path / "explained", tmp_path / "explained/explanations"
     shutil.copytree(runs[0], explained)
-    (explained / "explanations").mkdir()
-    save_picture(Image.new("RGB", (8, 8)), explained / "explanations/own.png")
-    Image.new("RGB", (9, 9)).save(explained / "explanations/theirs.png")
-    for name, id in (("own", first), ("theirs", "other")):
-        (explained / f"explanations/{name}.json").write_text(json.dumps({"id": id}))
-    (explained / "explanations/broken.json").write_text("[")
+    folder.mkdir()
+    lines = (explained / "predictions.jsonl").read_text().split("\n")
+    own, given, moved, theirs = map(json.loads, lines[:4])
+    made = {"own": own, "given": given, "moved": moved | {"frames": [1]}, "theirs": theirs}
+    for name, record in made.items():
+        about = {"id": record["id"], "answer": record["prediction"], "is_given": name == "given"}
+        views = [{"frames": record["frames"]}]
+        (folder / f"{name}.json").write_text(json.dumps({**about, "views": views}))
+        save_picture(Image.new("RGB", (8, 8)), folder / f"{name}.png")
+    Image.new("RGB", (9, 9)).save(folder / "theirs.png")
+    (folder / "deep.json").write_text("[" * 200_000)
+    os.mkfifo(folder / "pipe.json")
     text, files = write_page([explained], tmp_path)
     rows = [row for row in text.split("<details ") if "views that this answer depends on" in row]
-    assert len(rows) == 1 and f"<span>{first}</span>" in rows[0]
+    assert len(rows) == 1 and f"<span>{own['id']}</span>" in rows[0]
     assert [Image.open(file).size for file in files if Image.open(file).width < 10] == [(8, 8)]
+
+
+def test_files_of_others_are_neither_shown_nor_replaced(runs: list[Path], tmp_path: Path, capsys) -> None:
+    """Of three pictures one is now a text, and one a link to nowhere. Names of pages may hold anything."""
+    name = "a#b?c%41.html"
+    report([str(runs[0]), "--output", str(tmp_path / name)])
+    pictures = sorted((tmp_path / "a#b?c%41_pictures").glob("*.jpg"))
+    assert 'src="a%23b%3Fc%2541_pictures/' in (tmp_path / name).read_text() and len(pictures) == 3
+    capsys.readouterr()
+    pictures[0].write_text("mine")
+    pictures[1].unlink()
+    pictures[1].symlink_to(tmp_path / "nowhere")
+    report([str(runs[0]), "--output", str(tmp_path / name)])
+    assert re.search("pictures of 2 of 3 scenes are left out: .* is not a picture of a report", capsys.readouterr().err)
+    assert pictures[0].read_text() == "mine" and pictures[1].is_symlink() and not (tmp_path / "nowhere").exists()
+    shown = {*re.findall(r'src="[^"/]+/([^"]+[.]jpg)"', (tmp_path / name).read_text())}
+    assert shown == {pictures[2].name}
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "linked_pictures").symlink_to(other)
+    report([str(runs[0]), "--output", str(tmp_path / "linked.html")])
+    assert "is a link, which is not followed" in capsys.readouterr().err and not [*other.iterdir()]
 
 
 @pytest.fixture
