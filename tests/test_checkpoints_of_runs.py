@@ -97,7 +97,7 @@ def test_a_fit_does_not_replace_the_weights_of_another(run: Run, trained: Traine
     again = ["--config", f"{one}/config.yaml"]  # it names its folder
     elsewhere = ["--trainer.default_root_dir", one, "--ckpt_path", "two/checkpoints/last.ckpt"]
     words = ["--config", "qwen25_vl.yaml"]
-    for given in (again, [*words, *elsewhere[:2]], [*words, *elsewhere]):
+    for given in (again, [*words, *elsewhere]):
         with pytest.raises(SystemExit, match=f"^error: {one} holds a trained run: add --ckpt_path last to go on with "):
             run("fit", *given, sized=given is not again)
     assert len(before) == 4 and before == {path: path.read_bytes() for path in before}
@@ -123,9 +123,8 @@ def test_damaged_and_absent_files_are_named_before_a_model_is_built(run: Run, tr
 def test_an_untrained_model_is_not_tested(run: Run, trained: Trained) -> None:
     with pytest.raises(SystemExit, match="no finished run under runs/"):
         run("test")
-    for command in ("test", "fit"):
-        with pytest.raises(SystemExit, match="no run of this Qwen25VL"):
-            run(command, "--config", "qwen25_vl.yaml", "--ckpt_path", "last")
+    with pytest.raises(SystemExit, match="no run of this Qwen25VL"):
+        run("fit", "--config", "qwen25_vl.yaml", "--ckpt_path", "last")
     with pytest.raises(SystemExit, match="this model has random weights"):
         run("test", "--config", "qwen25_vl.yaml")
     with pytest.raises(SystemExit, match="no such checkpoint"):
@@ -216,7 +215,7 @@ def test_the_scores_of_a_checkpoint_are_not_written_into_another_run(run: Run, t
 
 
 def test_initial_weights_of_another_model_are_named(run: Run, trained: Trained) -> None:
-    start = ["--model.initial_weights", str(trained() / "checkpoints/last.ckpt")]
+    start = ["--model.initial_weights", str(trained() / "checkpoints/last.ckpt"), "--trainer.limit_val_batches", "0"]
     other = ["--config", "qwen25_vl.yaml", "--model.time_index", "ConstantIndex"]
     assert f"{start[1]} was trained with another model.time_index" in run("fit", *other, *start, logged=True)
     assert "was trained with another" not in run("fit", "--config", "qwen25_vl.yaml", *start, logged=True)

@@ -6,19 +6,17 @@ import json
 import os
 import re
 import statistics
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from commands.studies.document import Cell, Document
-from commands.studies.results import open_results
-from commands.studies.study_file import OWN, read_study
+from commands.studies.document import Cell
+from commands.studies.study_file import OWN
 from datamodules import PanelFreeTurn, PanelRooms, PanelTurn
 from docs import licenses
-from docs.scores import QUESTIONS, SCORES, filled, judged
+from docs.scores import QUESTIONS, SCORES, document_of, filled, judged
 from zoo.backbones.base import loaders
 
 ROOT = Path(__file__).parents[1]
@@ -31,22 +29,24 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-@cache
-def tables(study: str) -> Document:
-    plan = read_study(Path(f"studies/{study}.yaml"))
-    return Document(plan, open_results(plan))
-
-
 def mean(study: str, setting: str, column: str = "", test: str = OWN) -> float:
     """The mean over all seeds of a setting in a test."""
-    scores = tables(study).scores(Cell(setting, column, test))
-    assert len(scores) == len(tables(study).study.seeds)
+    scores = document_of(study).scores(Cell(setting, column, test))
+    assert len(scores) == len(document_of(study).study.seeds)
     return statistics.mean(scores)
 
 
 def blind(study: str, column: str = "") -> list[float]:
     """The blind baselines: the best constant, text, cameras."""
-    return [tables(study).baselines[name][column] for name in ("constant", "text", "cameras")]
+    return [document_of(study).baselines[name][column] for name in ("constant", "text", "cameras")]
+
+
+@pytest.mark.parametrize("study", sorted(file.stem for file in ROOT.glob("studies/*.yaml")))
+def test_the_studies_of_the_repository_are_read_and_have_their_tables(study: str) -> None:
+    """The committed document holds what the committed results say."""
+    document = document_of(study)
+    if document.study.document.exists():
+        assert document.markdown(f"{study}.png") == document.study.document.read_text()
 
 
 def test_quoted_scores_are_the_results() -> None:
@@ -73,7 +73,7 @@ def test_what_the_questions_call_shown_or_equal_is_so_in_one_family() -> None:
 def test_the_task_of_panels_needs_images_and_cameras() -> None:
     constant, *others = blind("panels")
     images, prope = mean("panels", "images alone"), mean("panels", "PRoPE")
-    perturbed = [mean("panels", "PRoPE", test=test) for test in tables("panels").study.settings["PRoPE"].tests]
+    perturbed = [mean("panels", "PRoPE", test=test) for test in document_of("panels").study.settings["PRoPE"].tests]
     assert all(score <= constant + 0.1 for score in (*others, images))
     assert prope >= max(constant, *others, images) + 0.2
     assert len(perturbed) == 2 and all(score <= constant for score in perturbed)

@@ -207,11 +207,14 @@ def test_an_interrupted_test_names_the_command_that_goes_on(
 
 
 def test_a_run_prints_what_a_user_can_use(run: Run, trained: Trained, capsys: pytest.CaptureFixture) -> None:
-    trained()
+    folder = trained()
     noise = ("FLOPs", "site-packages", "litlogger")
     said = run(*QWEN, "--ckpt_path", "last", "--trainer.max_steps", "3", logged=True)
     tested = run("test", logged=True)
     assert [word for word in noise if word in said + tested] == []
     assert "Qwen25VL: " in said and "parameters, trained: decoder " in said and said.count("Restored all states") == 1
     assert tested.count("Loaded model weights") == 1
+    assert "attention in the first step: SDPA flash" in said
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["training_attention"].keys() == metrics["attention"].keys() == {"SDPA flash"}
     assert capsys.readouterr().out.count("Qwen25VL, test split of Rooms\n") == 1

@@ -52,6 +52,7 @@ class Document:
         self.study, self.results = study, results
         self._found = {(run.setting, run.column, run.seed): results.find(run) for run in study.runs()}
         self._tested: dict[Cell, list[Tested]] = {}
+        self._compared: dict[tuple[Cell, Cell | None], Difference] = {}
 
     # ---- Scores --------------------------------------------------------------------------------------------------
 
@@ -255,6 +256,11 @@ class Document:
 
         Between trainings of which only some have begun, there is none.
         """
+        if (cell, base) not in self._compared:  # several tables may show it
+            self._compared[cell, base] = self._compare(cell, base)
+        return self._compared[cell, base]
+
+    def _compare(self, cell: Cell, base: Cell | None) -> Difference:
         if base is None:
             return margin(self._tests(cell), max(blind_only(self.blind(cell)).values()), self.measure(cell))
         ours, theirs = self.found(cell), self.found(base)

@@ -244,6 +244,14 @@ class Study:
 
     def run(self, name: str, column: str, seed: int) -> Run:
         """Return the training of a setting; of options that are given twice, the column's win, then the setting's."""
+        return self._planned[name, column, seed]
+
+    @cached_property
+    def _planned(self) -> dict[tuple[str, str, int], Run]:
+        """Every training, made once: `Run.resolved` takes time."""
+        return {key: self._plan(*key) for key in product(self.settings, self.columns, self.seeds)}
+
+    def _plan(self, name: str, column: str, seed: int) -> Run:
         setting = self.settings[name]
         chosen = {test: self.tests[test] for test in setting.tests}
         return Run(
@@ -378,7 +386,8 @@ def _check(study: Study) -> None:
         check_names(setting.columns or [], study.columns, "column")
         check_names(setting.tests, study.tests, "test")
         check_names(setting.requires, study.requires, "required file")
-        check_names(setting.responses, {kind.__name__ for kind in buildable_classes(Intervention)}, "intervention")
+        if setting.responses:  # to list the interventions imports every public class
+            check_names(setting.responses, {kind.__name__ for kind in buildable_classes(Intervention)}, "intervention")
         check_names([setting.score or study.score], scores, "score")
     check_names({test.score for test in study.tests.values() if test.score}, scores, "score")
     for file, command in study.requires.items():

@@ -17,7 +17,6 @@ from commands import doctor as page
 from commands import machine
 from commands.doctor import doctor, examine_attention, examine_ffmpeg, examine_packages
 from commands.machine import examine_machine
-from tests.cli import Run
 from tests.tiny import tiny_backbone
 from tests.zoo.llava import TinyLlava
 from zoo.attention_kernels import count_kernels
@@ -223,11 +222,3 @@ def test_attention_is_run_in_the_dtype_of_each_part_and_in_another_familys_visio
         *decoders, vision = (finding.text for finding in examine_attention(backbone, precision, torch.device("cpu")))
         assert all(f"channels in {decoder} " in text for text in decoders)
         assert "2 heads of 16 channels in bfloat16" in vision
-
-
-def test_log_and_results_of_a_run_say_which_kernels_ran(run: Run, tmp_path: Path):
-    assert "attention in the first step: SDPA flash" in run("fit", "--config", "qwen25_vl.yaml", logged=True)
-    run("test")
-    (file,) = (tmp_path / "runs").glob("*/metrics.json")
-    metrics = json.loads(file.read_text())
-    assert metrics["training_attention"].keys() == metrics["attention"].keys() == {"SDPA flash"}

@@ -61,6 +61,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the plots out of pages, which take seconds."""
+    monkeypatch.setattr("commands.reports.page.draw", lambda *scores, **families: None)
+    monkeypatch.setattr("commands.reports.questions.draw_errors", lambda *errors: None)
+
+
 def run_report(*arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     report([*map(str, arguments)])
@@ -150,6 +157,7 @@ def test_all_formats_have_the_same_cells(runs, format: str, capsys) -> None:
     assert sum(len(row) == 3 and row[0].replace("\\", "").startswith("model") for row in rows) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_suffix_chooses_the_format(runs, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     starts = {"a.md": "**VSIBench", "deep/a.tex": "% needs", "a.csv": "setting,", "a.txt": "VSIBench, scorer"}
@@ -440,6 +448,7 @@ def test_the_files_of_a_run_are_not_overwritten(name: str, tmp_path: Path) -> No
     assert (run / name).read_text() == before
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("suffix", [".txt", ".md", ".tex", ".csv", ".html"])
 def test_a_report_replaces_former_reports_alone(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     runs = [make_run(tmp_path / name, answers(9)) for name in ("one", "two")]
