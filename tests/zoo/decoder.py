@@ -6,6 +6,7 @@ from copy import deepcopy
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -27,6 +28,22 @@ TOKENS = {"image_token_id": 4, "video_token_id": VIDEO, "vision_start_token_id":
 GRIDS = {"video_grid_thw": torch.tensor([[3, 4, 4], [2, 4, 4]])}
 ROWS = [[9, 8, START, *[VIDEO] * 12, END, 7, 6, 5], [9, START, *[VIDEO] * 8, END, 5, 6]]
 MOVES = 1e-3  # how far cameras have to move the logits, at least
+FAST = {  # an encoding of each kind, and of each kind of layer; the slow tests take all
+    *("PRoPE, ChannelRange", "PRoPE, TemporalSection", "PRoPE, LowFrequencies shared", "PRoPE, ExtraChannels"),
+    *("GTA, TemporalSection, learned scale", "RayEncoding, TemporalSection", "PoseALiBi", "PoseALiBi, learned slopes"),
+    *("PoseIndex, PoseDistanceIndex", "PoseAxis", "ValueRoPE", "PointRoPE, qkvo", "RayRoPE", "URoPE"),
+    *("DeltaNetLayers(GTA rotation)", "DeltaNetLayers(PoseAxis)", "Compose(RayRoPE, DeltaNetLayers(PRoPE vo))"),
+    *("PRoPE, UnrotatedChannels", "CaPE, UnrotatedChannels", "LearnedStrength(PRoPE, UnrotatedChannels)"),
+    *("HeadSubset(PRoPE, TemporalSection)", "Compose(PRoPE TemporalSection, PoseALiBi)"),
+}
+
+
+def case(name: str, *values: Any, id: str | None = None) -> Any:
+    """A case of a test with an encoding of the tables."""
+    return pytest.param(*(values or (name,)), id=id or name, marks=() if name in FAST else pytest.mark.slow)
+
+
+NAMES = [case(name) for name in COMBINATIONS]
 
 
 def sequence_layout(

@@ -17,18 +17,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from docs.symmetries import COMBINATIONS
-from tests.zoo.decoder import HEAD_DIM, MOVES, Example, every_logit, gradients, install, logits, moved, tiny_qwen
+from tests.zoo.decoder import HEAD_DIM, MOVES, NAMES, Example, every_logit, gradients, install, logits, moved, tiny_qwen
 from zoo.encodings import CameraEncoding
 
 ROUNDING = 2e-5  # float32, in another order of summation
-FAST = {
-    *("PRoPE, ChannelRange", "PRoPE, TemporalSection", "PRoPE, LowFrequencies shared", "PRoPE, ExtraChannels"),
-    *("GTA, TemporalSection, learned scale", "RayEncoding, TemporalSection", "PoseALiBi", "PoseALiBi, learned slopes"),
-    *("PoseIndex, PoseDistanceIndex", "PoseAxis", "ValueRoPE", "PointRoPE, qkvo", "RayRoPE", "URoPE"),
-    *("HeadSubset(PRoPE, TemporalSection)", "Compose(PRoPE TemporalSection, PoseALiBi)"),
-}
-NAMES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in COMBINATIONS]
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
 
