@@ -1,7 +1,8 @@
 """Measures the declared symmetries of every encoding and view mixer, in both directions, in float64.
 
-Every run takes an encoding of each kind, and the slow tests take all. A declared symmetry holds to 1e-10, and one that is not declared is measurably broken. An encoding without effect would
-have every symmetry, so each one must also change the outputs. The controls at the end break one rule at a time.
+Every run takes an encoding of each kind, and the slow tests take all. A declared symmetry holds to 1e-10, and one that
+is not declared is measurably broken. An encoding without effect would have every symmetry, so each one must also change
+the outputs. The controls at the end break one rule at a time.
 """
 
 from __future__ import annotations
