@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from datamodules.resize import WholeStills
 from tests.golden.weights_geothinker import init_geo_
 from tests.tiny import BACKBONES, RATES, tiny_backbone
-from tests.zoo.fused_golden import build, check_case, load_case, logits_of, media, official_weights
+from tests.zoo.fused_golden import check_case, load_case, logits_of, media, official_weights
 from tests.zoo.released import GOLDEN, read_release, write_release
 from tests.zoo.showing import SAMPLES, batch, logits
 from zoo import DepthPrediction, GeoThinker, GeoThinkerFusion, InputError, LoRA, SpatialVLM, TinyVGGT
@@ -83,9 +83,9 @@ def test_the_distance_term_is_refused() -> None:
 
 @pytest.mark.parametrize("case", WHOLE)
 def test_a_model_equals_the_published_one(case: str) -> None:
-    check_case(case, atol=4e-5)
+    model = check_case(case, atol=4e-5)
     meta, t = load_case(case)
-    model, given = build(meta), media(t, meta)
+    given = media(t, meta)
     (tokens,) = official_3d_tokens(model, given["frames"][0], given["image_grid_thw"])
     assert torch.allclose(tokens, t["out_geometry"], atol=1e-5, rtol=0)
     for interaction in model.fusion.layers.values():  # type: ignore[union-attr]
@@ -180,13 +180,14 @@ def act_slowly(part: Interaction, states: Tensor, tokens: Tensor, groups: list[l
     net: Any = part.importance_net
     importance = torch.sigmoid(net[2](torch.relu(net[0](flat))))[:, 0]
     for group in groups:
+        group_keys = torch.stack([part.k_proj.weight @ spatial[j] for j in group])
+        group_values = torch.stack([part.v_proj.weight @ spatial[j] for j in group])
         for i in group:
             found = []
             for head in range(heads):
                 own = slice(head * states.shape[1] // heads, (head + 1) * states.shape[1] // heads)
                 query = (part.q_proj.weight @ flat[i])[own]
-                keys = torch.stack([(part.k_proj.weight @ spatial[j])[own] for j in group])
-                values = torch.stack([(part.v_proj.weight @ spatial[j])[own] for j in group])
+                keys, values = group_keys[:, own], group_values[:, own]
                 scores = keys @ query / len(query) ** 0.5 + torch.log(importance[group] + 0.1)
                 found.append(torch.softmax(scores, 0) @ values)
             added[i] = torch.tanh(part.gate) * (part.o_proj.weight @ torch.cat(found))
