@@ -38,12 +38,12 @@ FAST = {  # an encoding of each kind, and of each kind of layer; the slow tests 
 }
 
 
-def case(name: str, *values: Any, id: str | None = None) -> Any:
-    """A case of a test with an encoding of the tables."""
-    return pytest.param(*(values or (name,)), id=id or name, marks=() if name in FAST else pytest.mark.slow)
+def case(is_fast: bool, *values: Any, id: str | None = None) -> Any:
+    """A case of every run, or of the slow tests alone."""
+    return pytest.param(*values, id=id, marks=() if is_fast else pytest.mark.slow)
 
 
-NAMES = [case(name) for name in COMBINATIONS]
+NAMES = [case(name in FAST, name) for name in COMBINATIONS]
 
 
 def sequence_layout(

@@ -18,7 +18,19 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from docs.symmetries import COMBINATIONS
-from tests.zoo.decoder import HEAD_DIM, MOVES, NAMES, Example, every_logit, gradients, install, logits, moved, tiny_qwen
+from tests.zoo.decoder import (
+    HEAD_DIM,
+    MOVES,
+    NAMES,
+    Example,
+    case,
+    every_logit,
+    gradients,
+    install,
+    logits,
+    moved,
+    tiny_qwen,
+)
 from zoo.encodings import CameraEncoding
 
 ROUNDING = 2e-5  # float32, in another order of summation
@@ -31,9 +43,7 @@ LEARN = (
     "URoPE",
 )
 every = pytest.mark.parametrize("name", NAMES)
-learning = pytest.mark.parametrize(
-    "name", [*LEARN, *(pytest.param(name, marks=pytest.mark.slow) for name in COMBINATIONS if name not in LEARN)]
-)
+learning = pytest.mark.parametrize("name", [case(name in LEARN, name) for name in COMBINATIONS])
 
 
 @cache

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from docs.symmetries import COMBINATIONS, HYBRID, VIEW_MIXERS, bound
-from tests.zoo.decoder import NAMES, case
+from tests.zoo.decoder import FAST, NAMES, case
 from zoo.cameras import Cameras, invert_se3
 from zoo.encodings import (
     GTA,
@@ -83,14 +83,14 @@ IN_EVERY_LAYOUT = (
     *("PoseALiBi", "PoseAxis", "ValueRoPE", "PointRoPE", "RayRoPE", "URoPE"),
 )
 CASES = [
-    *(case(name, make, HEAD) for name, make in COMBINATIONS.items()),
+    *(case(name in FAST, make, HEAD, id=name) for name, make in COMBINATIONS.items()),
     *(
-        case(name, COMBINATIONS[name], head, id=f"{name}, {layout}")
+        case(name in FAST, COMBINATIONS[name], head, id=f"{name}, {layout}")
         for layout, head in LAYOUTS.items()
         for name in IN_EVERY_LAYOUT
         if head != HEAD
     ),
-    *(case(name, make, HYBRID_HEAD) for name, make in HYBRID.items()),
+    *(case(name in FAST, make, HYBRID_HEAD, id=name) for name, make in HYBRID.items()),
 ]
 
 
@@ -108,7 +108,7 @@ def test_declared_symmetries_are_measured(make: Callable[[], CameraEncoding], he
         assert other_cameras(make(), head) > MOVES
 
 
-@pytest.mark.parametrize("name", [case(name) for name in HYBRID])
+@pytest.mark.parametrize("name", [case(name in FAST, name) for name in HYBRID])
 def test_an_encoding_acts_in_the_layers_that_it_names(name: str) -> None:
     """The other kind of layer is stock, bit for bit."""
     poses, K = random_cameras(2)
@@ -138,8 +138,8 @@ WITH_SCALE: dict[str, Callable[..., CameraEncoding]] = {
 @pytest.mark.parametrize(
     ("name", "unit"),
     [
-        *product(WITH_SCALE, ("none", "rms")),
-        *product(("PRoPE", "RayRoPE"), ("mean", "max", "median_depth")),  # a class of each base
+        case(unit in ("none", "rms") or name in ("PRoPE", "RayRoPE"), name, unit)  # a class of each base
+        for name, unit in product(WITH_SCALE, ("none", "mean", "max", "rms", "median_depth"))
     ],
 )
 def test_every_scale_makes_the_unit_cancel(name: str, unit: str) -> None:
@@ -151,8 +151,9 @@ def test_every_scale_makes_the_unit_cancel(name: str, unit: str) -> None:
 @pytest.mark.parametrize(
     ("name", "view"),
     [
-        *product((name for name in WITH_SCALE if name not in ("PoseALiBi", "RayRoPE", "URoPE")), (None, "medoid")),
-        *product(("PRoPE", "PointRoPE"), ("first", "middle", "saddle_balanced")),  # a class of each base
+        case(view in (None, "medoid") or name in ("PRoPE", "PointRoPE"), name, view)  # a class of each base
+        for name, view in product(WITH_SCALE, (None, "first", "middle", "medoid", "saddle_balanced"))
+        if name not in ("PoseALiBi", "RayRoPE", "URoPE")
     ],
 )
 def test_every_reference_view_makes_the_world_cancel_for_text(name: str, view: str | None) -> None:
@@ -191,15 +192,11 @@ def test_alternating_placements_declare_what_they_keep_in_a_hybrid_decoder() -> 
 
 
 # which points RayRoPE rotates by decides some of its symmetries; "0" is the camera's center, "inf" a direction
-POINTS = [
-    *("0_3d", "inf_pj", "d_3d", "d_pj+0_3d"),
-    *(pytest.param(each, marks=pytest.mark.slow) for each in ("0_pj", "inf_3d", "d_pj", "d_3d+inf_pj", "inf_pj+0_3d")),
-]
-OPTIONS: list[Any] = [
-    *({"depth": "known"}, {"predicts_width": False}, {"apply_to": "qk"}),
-    *(pytest.param({"depth_encoding": each}, marks=pytest.mark.slow) for each in ("inv_d", "asinh_d")),
-    *(pytest.param(each, marks=pytest.mark.slow) for each in ({"rays": 3}, {"scale": "rms"})),
-]
+POINTS = [case(True, each) for each in ("0_3d", "inf_pj", "d_3d", "d_pj+0_3d")]
+POINTS += [case(False, each) for each in ("0_pj", "inf_3d", "d_pj", "d_3d+inf_pj", "inf_pj+0_3d")]
+OPTIONS = [case(True, each) for each in ({"depth": "known"}, {"predicts_width": False}, {"apply_to": "qk"})]
+OPTIONS += [case(False, {"depth_encoding": each}) for each in ("inv_d", "asinh_d")]
+OPTIONS += [case(False, each) for each in ({"rays": 3}, {"scale": "rms"})]
 
 
 def of_points(points: str, **options: Any) -> RayRoPE:
