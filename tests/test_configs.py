@@ -48,6 +48,7 @@ PAIRS = {  # each model and each scale once
     ("spatial_mllm.yaml", "spatial_mllm_released.yaml"): "SpatialMLLM",
     ("vg_llm.yaml", "vg_llm_released.yaml"): "VGLLM",
     ("vg_llm.yaml", "scale_vg_llm_4b.yaml"): "VGLLM",
+    ("spa3_vlm.yaml", "spa3_vlm_released.yaml"): "Spa3VLM",
     ("spatial_stack.yaml", "spatial_stack_released.yaml"): "SpatialStack",
     ("spatial_stack.yaml", "spatial_stack_qwen25_released.yaml"): "SpatialStack",
     ("spatial_stack.yaml", "scale_spatial_stack_4b.yaml"): "SpatialStack",

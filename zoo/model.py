@@ -29,7 +29,15 @@ from zoo.fusions.base import Fusion
 from zoo.generation import Reply, answer_batch, answer_prompts, check_penalty, eval_mode
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import CachedGeometry, GeometryCache, GeometryReader, build_first_available
-from zoo.model_spec import CameraPlan, CameraSource, ModelSpec, asks_encoder, check_geometry, choose_time_index
+from zoo.model_spec import (
+    CameraPlan,
+    CameraSource,
+    ModelSpec,
+    asks_encoder,
+    check_geometry,
+    check_tokens,
+    choose_time_index,
+)
 from zoo.objectives.base import (
     AVERAGES,
     AverageRule,
@@ -183,6 +191,7 @@ class SpatialVLM(Configurable, nn.Module):
         self.fusion: Fusion | None = None
         if fusion is not None and self.geometry is not None:
             self.fusion = fusion(width, self.geometry.width)
+            check_tokens(self.fusion, self.geometry)
             self.loader.fit_fusion(self.fusion)
             self.fusion.bind(self.geometry.num_layers, self.backbone.decoder_layout)
             self.fusion = self._like_backbone(self.fusion)

@@ -11,6 +11,7 @@ from zoo.benchmarks import Benchmark, VSIBench
 from zoo.cameras.scene_geometry import MergedCamera
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
+from zoo.fusions.base import Fusion
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import GeometryReader
 from zoo.sequences.layout import ExtraTokens, Placeholders
@@ -274,6 +275,16 @@ def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, 
             "the camera: set --model.time_index ConstantIndex"
         )
     return chosen
+
+
+def check_tokens(fusion: Fusion, geometry: GeometryEncoder) -> None:
+    """Raise InputError if a fusion reads other 3D tokens than the encoder gives: of frames, or of the whole scene."""
+    if fusion.reads_latents != geometry.gives_latents:
+        kinds = ("patches of the frames", "latents of the whole scene")
+        raise InputError(
+            f"--model.fusion {type(fusion).__name__} reads {kinds[fusion.reads_latents]}, and --model.geometry "
+            f"{type(geometry.meta_encoder).__name__} gives {kinds[geometry.gives_latents]}: choose another of the two"
+        )
 
 
 def check_geometry(

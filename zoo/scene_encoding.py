@@ -255,7 +255,9 @@ def encode_geometry(
 def _check_geometry(encoder: GeometryEncoder, geometry: SceneGeometry, frames: int | None, tokens: bool) -> None:
     """Check the shapes of a scene's geometry."""
     part = encoder.meta_encoder
-    if tokens and encoder.width:
+    if tokens and encoder.gives_latents:
+        check_shape(part, "3D tokens (Q, D)", geometry.latents, None, encoder.width)
+    elif tokens and encoder.width:
         check_shape(part, "3D tokens (S, h, w, D)", geometry.patches, frames, None, None, encoder.width)
     for name, what, sides in (("world_to_camera", "poses (S, 4, 4)", (4, 4)), ("K_normalized", "K (S, 3, 3)", (3, 3))):
         if (value := getattr(geometry, name)) is not None:

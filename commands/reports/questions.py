@@ -28,7 +28,8 @@ STYLE = """
   grid-template-columns: 7em 15em 32em 7em repeat(var(--settings), 6em); }
 .questions summary > *, .head > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .questions pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3em 0; max-width: 60em; }
-.questions dl { margin: .5em 1em; width: min(1150px, 92vw); } .questions dt { font-weight: bold; } .questions dd { margin: 0 0 .6em 0; }
+.questions dl { margin: .5em 1em; width: min(1150px, 92vw); }
+.questions dt { font-weight: bold; } .questions dd { margin: 0 0 .6em 0; }
 .questions dd img { display: block; margin: .3em 0; max-width: min(100%, 900px); }
 select { margin-right: 1.5em; }
 """

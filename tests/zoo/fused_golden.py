@@ -14,7 +14,7 @@ from tests.golden.weights_geothinker import init_geo_
 from tests.golden.weights_qwen35 import init35_
 from tests.zoo.released import GOLDEN, loss_of
 from zoo import SpatialVLM
-from zoo.checkpoints import load_geothinker, load_spatial_stack, load_vg_llm, official_parameters
+from zoo.checkpoints import load_geothinker, load_spa3_vlm, load_spatial_stack, load_vg_llm, official_parameters
 
 MEAN_STD = {
     14: ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),  # Qwen2.5-VL
@@ -23,6 +23,7 @@ MEAN_STD = {
 LOADERS = {
     **dict.fromkeys(("vg_llm", "vg_llm_first_release", "vg_llm_geometry_off"), load_vg_llm),
     **dict.fromkeys(("geothinker_qwen2_5_vl", "geothinker_qwen3_vl"), load_geothinker),
+    "spa3_vlm_qwen2_5_vl": load_spa3_vlm,
     **dict.fromkeys(("spatial_stack_qwen2_5_vl", "spatial_stack_qwen3_5"), load_spatial_stack),
 }
 
@@ -52,7 +53,7 @@ def media(t: dict[str, Tensor], meta: dict[str, Any]) -> dict[str, Any]:
     mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in MEAN_STD[patches.shape[-1]])
     normalized = (patches.double() / 255 - mean) / std
     pixel_values = normalized[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1).float()
-    counts = [sum(kind == "i" for kind, *_ in sample) for sample in meta["samples"]]
+    counts = meta.get("images_per_sample") or [sum(kind == "i" for kind, *_ in sample) for sample in meta["samples"]]
     if "geometry_images_u8" in t:
         stills = list(t["geometry_images_u8"])
     else:

@@ -14,7 +14,8 @@ from zoo.cameras.poses import invert_se3, rigid_matrix, rotation_parts
 from zoo.values import Movable
 
 # the 3D tokens of a `SceneGeometry`, which are the only fields that a cache rounds
-TOKENS = ("patches", "camera_tokens")
+TOKENS = ("patches", "camera_tokens", "latents")
+OF_SCENE = ("latents",)  # fields without an entry per frame
 
 
 class SceneGeometry(Movable):
@@ -23,6 +24,7 @@ class SceneGeometry(Movable):
     Args:
         patches: 3D tokens on the patch grid of each frame.
         camera_tokens: One additional token per frame, which summarizes its camera.
+        latents: 3D tokens of the whole scene, which belong to no frame.
         world_to_camera: One pose per frame, OpenCV axes, float32 or better. In meters where the source is metric.
         K_normalized: Intrinsics per frame, see `zoo.cameras.normalize_intrinsics`.
         has_camera: Frames with a valid camera. The others hold an identity. None is all of them.
@@ -36,6 +38,7 @@ class SceneGeometry(Movable):
         *,
         patches: Float[Tensor, "S h w D"] | None = None,
         camera_tokens: Float[Tensor, "S D"] | None = None,
+        latents: Float[Tensor, "Q D"] | None = None,
         world_to_camera: Float[Tensor, "S 4 4"] | None = None,
         K_normalized: Float[Tensor, "S 3 3"] | None = None,
         has_camera: Bool[Tensor, " S"] | None = None,
@@ -43,7 +46,7 @@ class SceneGeometry(Movable):
         points: Float[Tensor, "S H W 3"] | None = None,
         confidence: Float[Tensor, "S H W"] | None = None,
     ) -> None:
-        self.patches, self.camera_tokens = patches, camera_tokens
+        self.patches, self.camera_tokens, self.latents = patches, camera_tokens, latents
         self.world_to_camera, self.K_normalized, self.has_camera = world_to_camera, K_normalized, has_camera
         self.depth, self.points, self.confidence = depth, points, confidence
 
@@ -53,11 +56,15 @@ class SceneGeometry(Movable):
 
     def __getitem__(self, frames: slice | list[int]) -> SceneGeometry:
         """Return the geometry of some frames."""
-        return SceneGeometry(**{name: value[frames] for name, value in self.present().items()})
+        return self._of_frames(lambda value: value[frames])
 
     def repeated(self, times: int) -> SceneGeometry:
         """Return the geometry with each frame repeated."""
-        return SceneGeometry(**{name: value.repeat_interleave(times, 0) for name, value in self.present().items()})
+        return self._of_frames(lambda value: value.repeat_interleave(times, 0))
+
+    def _of_frames(self, change: Callable[[Tensor], Tensor]) -> SceneGeometry:
+        fields = self.present().items()
+        return SceneGeometry(**{name: value if name in OF_SCENE else change(value) for name, value in fields})
 
     @property
     def has_cameras(self) -> bool:
@@ -87,8 +94,13 @@ class SceneGeometry(Movable):
 
     @classmethod
     def joined(cls, scenes: Sequence[SceneGeometry]) -> SceneGeometry:
-        """Concatenate the frames of scenes of the same size. A field that one of them lacks is None."""
-        shared = set.intersection(*(set(scene.present()) for scene in scenes))
+        """Concatenate the frames of scenes of the same size. A field that one of them lacks is None.
+
+        Several scenes have no `latents` in common.
+        """
+        if len(scenes) == 1:
+            return scenes[0]
+        shared = set.intersection(*(set(scene.present()) for scene in scenes)) - {*OF_SCENE}
         return cls(**{name: torch.cat([getattr(scene, name) for scene in scenes]) for name in shared})
 
     def with_tokens_of(self, other: SceneGeometry, scale: float = 1.0) -> SceneGeometry:

@@ -300,6 +300,7 @@ def multiview_attention(
     patches_y: int,
     is_causal: bool = False,
     keys: KeyMask = None,
+    others: int = 0,
 ) -> Float[Tensor, "B H N D"]:
     """Compute `prope_attention` with other matrices than PRoPE's.
 
@@ -312,6 +313,7 @@ def multiview_attention(
         patches_y: Patches per column.
         is_causal: Mask later tokens.
         keys: Mask of the keys. None attends to all.
+        others: Number of tokens before those of the patches. They keep all of their channels.
 
     Raises:
         ValueError: See `prope_attention`.
@@ -320,18 +322,19 @@ def multiview_attention(
     num_cameras, num_patches = given.shape[1], patches_x * patches_y
     if q.shape[-1] % 8:
         raise ValueError(f"PRoPE's layout requires heads with a multiple of 8 channels, got {q.shape[-1]}")
-    if q.shape[2] != num_cameras * num_patches:
+    if q.shape[2] - others != num_cameras * num_patches:
         raise ValueError(
             f"{num_cameras} cameras of {patches_y} x {patches_x} patches are "
-            f"{num_cameras * num_patches} tokens, got {q.shape[2]}"
+            f"{num_cameras * num_patches} tokens, got {q.shape[2] - others}"
         )
     dtype = torch.promote_types(torch.promote_types(q.dtype, torch.float32), given.dtype)
-    layout = PublishedLayout(q, *_image_rope(patches_x, patches_y, q.shape[-1] // 8, dtype, q.device))
+    layout = PublishedLayout(q[:, :, others:], *_image_rope(patches_x, patches_y, q.shape[-1] // 8, dtype, q.device))
 
     def transform(x: Tensor, term: str, layout: PublishedLayout) -> Tensor:
         rows = [m.mT.to(dtype).flatten(0, 1) for name, m in matrices.items() if name == term]  # for row vectors
         diagonal = [block_diagonal(m, layout.parts) for m in rows]
-        return map_tokens(x.to(dtype).transpose(1, 2), layout, diagonal).transpose(1, 2).to(q.dtype)
+        mapped = map_tokens(x[:, :, others:].to(dtype).transpose(1, 2), layout, diagonal).transpose(1, 2).to(q.dtype)
+        return mapped if not others else torch.cat((x[:, :, :others].to(q.dtype), mapped), 2)
 
     # q, k and v get no names here, so that their memory is free for the transformed output
     output = F.scaled_dot_product_attention(

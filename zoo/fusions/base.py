@@ -83,6 +83,7 @@ class Fusion(Configurable, nn.Module, ABC):
             lies under a patch of the vision encoder.
         compress_beyond: Number of views (images, or temporal patches of a video) of a scene beyond which the 2D tokens
             of each view are resized to half of their rows and columns. None keeps all tokens.
+        reads_latents: It reads 3D tokens of the whole scene, see `GeometryEncoder.gives_latents`, not of frames.
         mixes_views: Each view is fused with the 3D tokens of all views of its scene.
         parts_2d: Names of the submodules of the 2D branch.
         parts_3d: Names of the submodules of the 3D branch.
@@ -92,6 +93,7 @@ class Fusion(Configurable, nn.Module, ABC):
     frames_per_token: int = TEMPORAL_PATCH_SIZE
     whole_frames: bool = False
     compress_beyond: int | None = None
+    reads_latents: bool = False
     mixes_views: bool = False
     parts_2d: tuple[str, ...] = ()
     parts_3d: tuple[str, ...] = ()

@@ -38,6 +38,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
 
     Attributes:
         width: Channels D of its tokens, all layers together. 0 if it has none.
+        gives_latents: The tokens are `SceneGeometry.latents`, of the whole scene, and not patches of its frames.
         num_layers: Number of layers whose tokens are concatenated on the channels.
         patch_size: Patch size in pixels. The sides of frames must be multiples of it.
         takes_vision_patches: The encoder has no patch size of its own, see `match_patches`.
@@ -57,6 +58,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
     """
 
     width: int = 0
+    gives_latents: bool = False
     num_layers: int = 1
     patch_size: int = 14
     takes_vision_patches: bool = False

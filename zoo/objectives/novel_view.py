@@ -330,7 +330,7 @@ class NovelViews(Objective):
         weight: See `Objective`.
 
     Raises:
-        InputError: A choice is unknown, sizes do not fit, or a file can't be read.
+        InputError: A choice is unknown, or sizes do not fit.
     """
 
     targets = ("cameras",)
@@ -364,15 +364,14 @@ class NovelViews(Objective):
         self.kind, self.gate, self.published_start = kind, 0.0 if published_start else gate, published_start
         self.lvsm_model = LVSM(width, head, layers, size, patch)
         self.lvsm_model.image_tokenizer.requires_grad_(False)  # its tokens are detached
+        self.perceptual, self.initial, self.vgg = perceptual, initial, nn.Module()
+        self.unread: InputError | None = None  # why the initial weights are not there
         if initial is not None:
-            self.lvsm_model.load_state_dict(read_tensors(initial, "initial"))
-        self.perceptual, self.vgg = perceptual, nn.Module()
-        if perceptual is not None:
-            for name, tensor in read_tensors(perceptual, "perceptual").items():
-                if name.startswith("features."):
-                    key = name.removeprefix("features.").replace(".", "_")
-                    self.vgg.register_buffer(key, tensor, persistent=False)
-        self.initial = initial
+            try:
+                self.lvsm_model.load_state_dict(read_tensors(initial, "initial"))
+            except InputError as error:  # a saved model has its own weights, wherever the file of its training is
+                self.unread = error
+                self.lvsm_model.register_load_state_dict_post_hook(lambda *_: setattr(self, "unread", None))
 
     def bind(self, width: int, num_layers: int) -> None:
         """Create the connector."""
@@ -398,7 +397,7 @@ class NovelViews(Objective):
         terms: dict[str, list[tuple[EncodedScene, Tensor, Tensor]]] = {"l2": []}
         if self.perceptual is not None:
             terms["perceptual"] = []
-        features = {name.replace("_", "."): each for name, each in self.vgg.named_buffers()}
+        features = {} if self.perceptual is None else self._vgg_features(decoded.last_hidden_state.device)
         for scene, target, rendered in self._renderings(decoded):
             known = torch.ones(len(target), dtype=torch.bool, device=target.device)
             errors = (rendered - target).square().mean((-3, -2, -1))
@@ -411,6 +410,19 @@ class NovelViews(Objective):
                 values = torch.stack([torch.stack(row) for row in own])
                 terms["perceptual"].append((scene, PERCEPTUAL_WEIGHT * values, known))
         return {name: decoded.mean_over_scenes(own) for name, own in terms.items()}
+
+    def _vgg_features(self, device: torch.device) -> dict[str, Tensor]:
+        """Return VGG-19's tensors by their names in torchvision. Their file is read when a training first needs it.
+
+        Raises:
+            InputError: It can't be read.
+        """
+        if self.perceptual is not None and not len([*self.vgg.buffers()]):
+            for name, tensor in read_tensors(self.perceptual, "perceptual").items():
+                if name.startswith("features."):
+                    key = name.removeprefix("features.").replace(".", "_")
+                    self.vgg.register_buffer(key, tensor.to(device), persistent=False)
+        return {name.replace("_", "."): each for name, each in self.vgg.named_buffers()}
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
         """Return the root mean square error of the colors of a scene, and the error of its mean shown frame."""
@@ -449,7 +461,13 @@ class NovelViews(Objective):
 
     @torch.no_grad()
     def _rendered(self, scene: PreparedScene) -> Float[Tensor, "N s s d"]:
-        """Return the renderer's tokens of the shown frames."""
+        """Return the renderer's tokens of the shown frames.
+
+        Raises:
+            InputError: The renderer has neither its initial weights nor those of a saved model.
+        """
+        if self.unread is not None:
+            raise self.unread
         views, model = self._views(scene), self.lvsm_model
         side = model.size // model.patch
         with full_precision(views.pictures.device):  # rays

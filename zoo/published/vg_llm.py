@@ -118,7 +118,8 @@ class PretrainedVGLLM(Release, PretrainedQwen25VL):
     @classmethod
     def describes(cls, config: Mapping[str, Any]) -> bool:
         has_encoder = config.get("use_geometry_encoder") or config.get("use_vggt_feature")
-        return config.get("model_type") == QWEN25 and bool(has_encoder)
+        is_vggt = config.get("geometry_encoder_type", "vggt") in SUPPORTED["geometry_encoder_type"]
+        return config.get("model_type") == QWEN25 and bool(has_encoder) and is_vggt
 
     @cached_property
     def released_geometry(self) -> ReleasedGeometry | None:

@@ -23,6 +23,7 @@ from tests.tiny import (
     one_by_one,
     one_per_row,
     replies,
+    tiny_backbone,
     tiny_batch,
     tiny_model,
     tiny_scene,
@@ -234,6 +235,24 @@ def test_the_perceptual_loss_reads_torchvisions_names(tmp_path: Path) -> None:
     assert not any("vgg" in name for name in task.state_dict())
 
 
+def test_a_saved_model_needs_no_file_of_its_training(tmp_path: Path) -> None:
+    """The control: without saved weights, and in a training, the file that is gone is named."""
+    start = tmp_path / "lvsm.safetensors"
+    save_file(model(size=32).model.objectives["NovelViews"].lvsm_model.state_dict(), start)  # type: ignore[union-attr]
+    files = {"initial": str(start), "perceptual": str(tmp_path / "vgg19.pth"), "size": 32}
+    task = model(**files)
+    task.model.save_pretrained(tmp_path / "saved", full=True)
+    start.unlink()
+    loaded = SpatialVLM.from_pretrained(tmp_path / "saved")
+    asked = tiny_batch(task, *SCENES)
+    expected = task.model.eval().encode_scenes(asked)[0].visual.tokens
+    assert torch.equal(loaded.encode_scenes(asked)[0].visual.tokens, expected)
+    with pytest.raises(InputError, match="initial .*lvsm.safetensors can't be read"):
+        SpatialVLM(tiny_backbone(), objectives=[NovelViews(**SMALL | files)]).encode_scenes(asked)
+    with pytest.raises(InputError, match="perceptual .*vgg19.pth can't be read"):
+        task.losses(tiny_batch(task, *SCENES, training=True))
+
+
 def test_it_learns_beside_held_out_views_of_the_same_frames() -> None:
     """One learns colors and the other 2D tokens, whichever comes first."""
     names = ("NovelViews", "HeldOutViews")
@@ -299,7 +318,6 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda: SpatialVLM(objectives=[NovelViews(**SMALL), HeldOutViews()]),
         "NovelViews views 4, drawn gaps and HeldOutViews views 2, drawn gaps: they predict the same frames",
     ),
-    "file": (lambda: NovelViews(**SMALL, perceptual="missing.pth"), "perceptual missing.pth can't be read"),
 }
 
 

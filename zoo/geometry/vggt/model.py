@@ -212,6 +212,11 @@ class VGGT(nn.Module):
         (torch.Size([1, 3, 11, 64]), torch.Size([1, 3, 9]))
     """
 
+    @staticmethod
+    def drops(name: str) -> bool:
+        """Return whether a variant of the network has no place for a tensor of the official file."""
+        return False
+
     def __init__(
         self,
         aggregator: dict[str, Any],
@@ -269,7 +274,9 @@ class VGGT(nn.Module):
             convert_matrices(model.aggregator, matrix_dtype)
         model.source = state_dict
         unused = (NOT_BUILT, *(f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None))
-        load_weights(model, ReleasedWeights(state_dict, "VGGT", NAMES, lambda name: name.startswith(unused)))
+        load_weights(
+            model, ReleasedWeights(state_dict, "VGGT", NAMES, lambda name: name.startswith(unused) or cls.drops(name))
+        )
         return model
 
     def load_head(self, name: str, tensors: Tensors) -> None:
