@@ -6,7 +6,7 @@ import os
 import re
 import struct
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from datamodules.video import Video, VideoError, VideoFile
@@ -63,7 +64,8 @@ def video_file(folder: Path, name: str) -> Path:
 def decode_everything(path: Path) -> torch.Tensor:
     """The slow, obvious reference."""
     with av.open(str(path)) as container:
-        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        to_rgb = partial(VideoReformatter().reformat, format="rgb24")  # one for all frames, which is 4 times as fast
+        frames = [torch.from_numpy(to_rgb(frame).to_ndarray()) for frame in container.decode(video=0)]
     return torch.stack(frames).permute(0, 3, 1, 2)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -18,7 +19,7 @@ from zoo.encodings import CameraEncoding, EncodedCameras, PRoPE
 from zoo.encodings.base import DecoderLayout, HeadLayout
 from zoo.positions import mrope_position_ids
 from zoo.sequences.layout import Placeholders, SequenceLayout
-from zoo.sequences.time_index import ConstantIndex, TimeIndex
+from zoo.sequences.time_index import ConstantIndex
 
 PAD, START, END, VIDEO = 0, 1, 2, 3
 HEAD_DIM, MROPE_SECTION, WIDTH = 32, [4, 6, 6], 128
@@ -27,6 +28,22 @@ TOKENS = {"image_token_id": 4, "video_token_id": VIDEO, "vision_start_token_id":
 GRIDS = {"video_grid_thw": torch.tensor([[3, 4, 4], [2, 4, 4]])}
 ROWS = [[9, 8, START, *[VIDEO] * 12, END, 7, 6, 5], [9, START, *[VIDEO] * 8, END, 5, 6]]
 MOVES = 1e-3  # how far cameras have to move the logits, at least
+FAST = {  # an encoding of each kind, and of each kind of layer; the slow tests take all
+    *("PRoPE, ChannelRange", "PRoPE, TemporalSection", "PRoPE, LowFrequencies shared", "PRoPE, ExtraChannels"),
+    *("GTA, TemporalSection, learned scale", "RayEncoding, TemporalSection", "PoseALiBi, learned slopes"),
+    *("PoseIndex, PoseDistanceIndex", "PoseAxis", "ValueRoPE", "PointRoPE, qkvo", "RayRoPE", "URoPE"),
+    *("DeltaNetLayers(GTA rotation)", "DeltaNetLayers(PoseAxis)", "Compose(RayRoPE, DeltaNetLayers(PRoPE vo))"),
+    *("PRoPE, UnrotatedChannels", "CaPE, UnrotatedChannels", "LearnedStrength(PRoPE, UnrotatedChannels)"),
+    *("HeadSubset(PRoPE, TemporalSection)", "Compose(PRoPE TemporalSection, PoseALiBi)"),
+}
+
+
+def case(is_fast: bool, *values: Any, id: str | None = None) -> Any:
+    """A case of every run, or of the slow tests alone."""
+    return pytest.param(*values, id=id, marks=() if is_fast else pytest.mark.slow)
+
+
+NAMES = [case(name in FAST, name) for name in COMBINATIONS]
 
 
 def sequence_layout(
@@ -112,7 +129,7 @@ class Example:
         points = torch.cat((self.patch_centers, self.index[..., None] + 1.0), -1) / 3
         chosen = torch.full((2,), self.poses.shape[1] - 1)  # as a model chooses by what the views show
         cameras = Cameras(self.poses, self.K, self.index).with_reference(chosen)
-        time = self.positions(stock=True)[0][0, :, : self.index.shape[1]]
+        time = self.stock_positions[0][0, :, : self.index.shape[1]]
         sizes = torch.full_like(self.patch_centers, 0.5)
         return cameras.with_tokens(self.patch_centers, points, time, sizes)
 
@@ -135,10 +152,17 @@ class Example:
         Args:
             stock: whether to use the model's own time instead of the encoding's.
         """
-        own = None if stock else self.encoding.time_index
-        time: TimeIndex | None = ConstantIndex() if self.encoding.requires_constant_time else own
-        cameras = Cameras(self.poses, self.K, self.index) if own is not None else None
-        return mrope_position_ids(self.input_ids, self.attention_mask, **self.layout, time_index=time, cameras=cameras)
+        own = self.encoding.time_index
+        if stock or own is None or self.encoding.requires_constant_time:
+            return self.stock_positions
+        cameras = Cameras(self.poses, self.K, self.index)
+        return mrope_position_ids(self.input_ids, self.attention_mask, **self.layout, time_index=own, cameras=cameras)
+
+    @cached_property
+    def stock_positions(self) -> tuple[Tensor, Tensor]:
+        """Return them without cameras."""
+        time = ConstantIndex() if self.encoding.requires_constant_time else None
+        return mrope_position_ids(self.input_ids, self.attention_mask, **self.layout, time_index=time)
 
     def inputs(self, model: nn.Module, stock: bool = False) -> dict[str, Any]:
         return {

@@ -67,8 +67,8 @@ def logits_of(model: SpatialVLM, t: dict[str, Tensor], given: dict[str, Any]) ->
         return model.logits(t["input_ids"], t["attention_mask"], **given)
 
 
-def check_case(case: str, atol: float) -> None:
-    """Logits, loss, gradients and greedy answers of a golden case."""
+def check_case(case: str, atol: float) -> SpatialVLM:
+    """Compare logits, loss, gradients and greedy answers with a golden case; return the model."""
     meta, t = load_case(case)
     model = build(meta)
     logits = model.logits(t["input_ids"], t["attention_mask"], **media(t, meta))
@@ -92,3 +92,4 @@ def check_case(case: str, atol: float) -> None:
     if meta.get("gen_min_top2_gap") is not None:
         answers = model.generate_ids(t["input_ids"], t["attention_mask"], **media(t, meta), max_new_tokens=8)
         assert answers == t["out_generated"].tolist()
+    return model

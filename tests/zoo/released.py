@@ -113,11 +113,11 @@ def check_case(case: str) -> None:
     loss = loss_of(logits, t["labels"])
     assert abs(loss.item() - meta["loss"]) < 1e-5
     loss.backward()
-    norms = gradient_norms(model)
+    norms, names = gradient_norms(model), names_of(model)
     for name, expected in meta["grad_l2_norms_f32"].items():
-        (ours,) = names_of(model).current(name)
+        (ours,) = names.current(name)
         assert abs(norms[ours] - expected) < 2e-3 * expected + 1e-5, name
-    assert all(norms[names_of(model).current(name)[0]] == 0 for name in meta["params_without_grad"])
+    assert all(norms[names.current(name)[0]] == 0 for name in meta["params_without_grad"])
     if meta["gen_ids"] is not None:
         answers = model.generate_ids(t["input_ids"], t["attention_mask"], **media(t, meta), max_new_tokens=10)
         assert answers == t["out_generated"].tolist()

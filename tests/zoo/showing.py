@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from zoo import SpatialVLM
+from zoo import LoRA, SpatialVLM
+from zoo.tasks import VideoQATask
 
 Sample = list[tuple[Any, ...]]  # ("t", tokens), ("v", steps, rows, columns), ("i", rows, columns), in patches
 SAMPLES: dict[str, Sample] = {
@@ -83,3 +85,60 @@ def logits(model: SpatialVLM, given: dict[str, Any], **other: Any) -> list[Tenso
     with torch.no_grad():
         found = model.logits(**given | other)
     return [row[mask.bool()] for row, mask in zip(found, given["attention_mask"], strict=True)]
+
+
+# ---- how a fusion starts -------------------------------------------------------------------------------------------
+
+ROUNDED: dict[str, Any] = {"dtype": "bfloat16", "lora": LoRA(r=4)}
+CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True}
+STARTS = [  # families of backbones, and options of the task
+    *(("Qwen2.5-VL", ROUNDED), ("Qwen3-VL", CHECKPOINTED), ("Qwen3.5", ROUNDED)),
+    *(
+        pytest.param(family, options, marks=pytest.mark.slow)
+        for family, options in (("Qwen2.5-VL", CHECKPOINTED), ("Qwen3-VL", ROUNDED), ("Qwen3.5", CHECKPOINTED))
+    ),
+]
+
+
+def check_start(
+    task: Callable[..., VideoQATask],
+    train: Callable[[VideoQATask], None],
+    at_zero: set[str],
+    family: str,
+    options: dict[str, Any],
+) -> None:
+    """Check that a fusion starts without effect, that only some parameters learn then, and that later all do.
+
+    Args:
+        task: makes a task of a family, without the fusion if `fused` is false.
+        train: gives the fusion an effect.
+        at_zero: the names of those that learn at first.
+        family: of the backbone.
+        options: of the task.
+    """
+    plain, whole = task(family, fused=False, **options), task(family, **options)
+    given = batch(whole.model, [SAMPLES[name] for name in ("a video", "stills and videos", "text")])
+    real = given["attention_mask"].bool()
+    reference = plain.model.logits(**given)[real].detach()
+    for each in (plain, whole):  # nothing else learns
+        each.requires_grad_(False)
+    fusion: Any = whole.model.fusion.requires_grad_(True)  # type: ignore[union-attr]
+    found = whole.model.logits(**given)[real]
+    assert torch.equal(found, reference)
+    found.float().square().mean().backward()
+    assert {name for name, p in fusion.named_parameters() if p.grad.any()} == at_zero
+    train(whole)
+    whole.zero_grad()
+    moved = whole.model.logits(**given)
+    assert (moved[real] - reference).abs().max() > 0.05
+    text = torch.zeros_like(real)
+    text[2] = real[2]
+    assert torch.equal(moved[text], plain.model.logits(**given)[text])  # a row without visual tokens
+    moved[real].float().square().mean().backward()
+    assert all(p.grad.abs().max() > 0 for name, p in fusion.named_parameters() if "k_proj" not in name)
+    if "gradient_checkpointing" in options:
+        other = task(family)
+        train(other)
+        other.model.logits(**given)[real].float().square().mean().backward()
+        for mine, its in zip(fusion.parameters(), other.model.fusion.parameters(), strict=True):  # type: ignore
+            torch.testing.assert_close(mine.grad, its.grad, rtol=1e-4, atol=1e-6)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.tiny import BACKBONES, RATES, tiny_backbone
 from tests.zoo.released import build as build_case
 from tests.zoo.released import load_case
-from tests.zoo.showing import SAMPLES, batch, logits
+from tests.zoo.showing import SAMPLES, STARTS, batch, check_start, logits
 from zoo import (
     VGLLM,
     AddFusion,
@@ -22,7 +22,6 @@ from zoo import (
     ConcatSplitMLLM,
     DeepFusion,
     InputError,
-    LoRA,
     PatchMergerFusion,
     SpatialMLLM,
     SpatialStack,
@@ -147,8 +146,7 @@ def test_frames_of_a_wrong_number_size_or_range_are_errors() -> None:
 
 def task(family: str, fused: bool = True, dtype: str = "float32", **options: Any) -> VideoQATask:
     """The 3D tokens of layers 0, 1, 2 go into the decoder's 0, 2, 1; in Qwen3.5 the last of them is full attention."""
-    sizes = dict(layers=6 if family == "Qwen3.5" else 4, hidden_size=64, heads=2, key_value_heads=1)
-    backbone = BACKBONES[family](**sizes, vision_hidden_size=32, seed=0, dtype=dtype)
+    backbone = tiny_backbone(family, 6 if family == "Qwen3.5" else 4, dtype=dtype)
     if fused:
         options["fusion"] = partial(DeepFusion, decoder_layers=[0, 2, 1])
         options["geometry"] = lambda: TinyVGGT(embed_dim=32, depth=3, num_heads=2, layers=[0, 1, 2], seed=0)
@@ -163,36 +161,10 @@ def train(model: VideoQATask) -> None:
         weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(i)).to(weight.dtype)
 
 
-@pytest.mark.parametrize("options", [{"dtype": "bfloat16", "lora": LoRA(r=4)}, {"gradient_checkpointing": True}])
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize(("family", "options"), STARTS)
 def test_it_starts_as_the_stock_model_and_learns_by_its_connectors(family: str, options: dict[str, Any]) -> None:
-    plain, deep = task(family, fused=False, **options), task(family, **options)
-    given = batch(deep.model, [SAMPLES[name] for name in ("a video", "stills and videos", "text")])
-    real = given["attention_mask"].bool()
-    reference = plain.model.logits(**given)[real].detach()
-    for each in (plain, deep):  # nothing else learns
-        each.requires_grad_(False)
-    fusion = deep.model.fusion.requires_grad_(True)
-    found = deep.model.logits(**given)[real]
-    assert torch.equal(found, reference)
-    found.float().square().mean().backward()
-    learning = {name for name, p in fusion.named_parameters() if p.grad.any()}
-    assert learning == {f"connectors.{i}.mlp.2.{kind}" for i in range(3) for kind in ("weight", "bias")}
-    train(deep)
-    moved = deep.model.logits(**given)
-    assert (moved[real] - reference).abs().max() > 1e-2
-    text = torch.zeros_like(real)
-    text[2] = real[2]
-    assert torch.equal(moved[text], plain.model.logits(**given)[text])  # a row without visual tokens
-    deep.zero_grad()
-    moved[real].float().square().mean().backward()
-    assert all(p.grad.abs().max() > 0 for p in fusion.parameters())
-    if "gradient_checkpointing" in options:
-        whole = task(family)
-        train(whole)
-        whole.model.logits(**given)[real].float().square().mean().backward()
-        for mine, other in zip(fusion.parameters(), whole.model.fusion.parameters(), strict=True):
-            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
+    last = {f"connectors.{i}.mlp.2.{kind}" for i in range(3) for kind in ("weight", "bias")}
+    check_start(task, train, last, family, options)
 
 
 @torch.no_grad()

@@ -361,16 +361,15 @@ def test_a_test_with_few_frames_tells_its_oracles_the_poses_that_it_tells_the_mo
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
 def test_an_oracle_without_cameras_knows_no_number_of_them_and_all_of_the_images(task: type[PanelTask]) -> None:
     source = rooms(task())
-    for index in range(4):
-        true, lost = (
-            source.task.oracles(*source.drawn("test", index, each)[1:]) for each in (None, MissingCameras(7).poses)
-        )
+    for index in range(2):
+        room, told = (source.drawn("test", index, each)[1:] for each in (None, MissingCameras(7).poses))
+        true, lost = source.task.oracles(*room), source.task.oracles(*told)
         assert {name: len(own) for name, own in true.items()} == {name: len(own) for name, own in lost.items()}
         assert lost[IMAGES] == true[IMAGES]
         assert np.isfinite([number for own in true.values() for number in own]).all()
         unknown = np.isnan([number for own in lost.values() for number in own])
         assert unknown.any() == issubclass(task, (PanelDirection, PanelParallax))
-        for likely in source.task.posteriors(*source.drawn("test", index, MissingCameras(7).poses)[1:]).values():
+        for likely in source.task.posteriors(*told).values():
             assert sum(likely.values()) == pytest.approx(1)
 
 
@@ -423,8 +422,8 @@ def test_turned_cameras_turn_the_true_answer_where_they_show_the_panel(task: typ
 def test_only_the_panel_moves_and_those_that_count_are_whole_in_the_same_frames(
     task: type[PanelPlace], tmp_path: Path
 ) -> None:
-    source = PanelRooms(task(), rooms(task()).fov, scenes=(0, 0, 4), root=str(tmp_path), workers=1)
-    for index in range(4):
+    source = PanelRooms(task(), rooms(task()).fov, scenes=(0, 0, 2), root=str(tmp_path), workers=1)
+    for index in range(2):
         scene, room, video = source.drawn("test", index)
         moved = source.moved_panels(index, "test", 5)
         assert 2 <= len(moved) <= 5
@@ -443,7 +442,7 @@ def test_only_the_panel_moves_and_those_that_count_are_whole_in_the_same_frames(
             border = ids[:, [0, -1]].any((1, 2)) | ids[:, :, [0, -1]].any((1, 2))
             assert not (counts and border.any())
         assert len(set(shown)) <= 1
-        assert [each[1:] for each in source.moved_panels(index, "test", 5)] == [each[1:] for each in moved]
+    assert [each[1:] for each in source.moved_panels(index, "test", 5)] == [each[1:] for each in moved]
 
 
 def camera_px(video: RoomVideo) -> np.ndarray:

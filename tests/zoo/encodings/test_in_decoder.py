@@ -18,18 +18,32 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from docs.symmetries import COMBINATIONS
-from tests.zoo.decoder import HEAD_DIM, MOVES, Example, every_logit, gradients, install, logits, moved, tiny_qwen
+from tests.zoo.decoder import (
+    HEAD_DIM,
+    MOVES,
+    NAMES,
+    Example,
+    case,
+    every_logit,
+    gradients,
+    install,
+    logits,
+    moved,
+    tiny_qwen,
+)
 from zoo.encodings import CameraEncoding
 
 ROUNDING = 2e-5  # float32, in another order of summation
-FAST = {
-    *("PRoPE, ChannelRange", "PRoPE, TemporalSection", "PRoPE, LowFrequencies shared", "PRoPE, ExtraChannels"),
-    *("GTA, TemporalSection, learned scale", "RayEncoding, TemporalSection", "PoseALiBi", "PoseALiBi, learned slopes"),
-    *("PoseIndex, PoseDistanceIndex", "PoseAxis", "ValueRoPE", "PointRoPE, qkvo", "RayRoPE", "URoPE"),
-    *("HeadSubset(PRoPE, TemporalSection)", "Compose(PRoPE TemporalSection, PoseALiBi)"),
-}
-NAMES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in COMBINATIONS]
-pytestmark = pytest.mark.parametrize("name", NAMES)
+# those that learn, or whose steps backward are written here
+LEARN = (
+    "PRoPE, TemporalSection",
+    "GTA, TemporalSection, learned scale",
+    "PoseALiBi, learned slopes",
+    "RayRoPE",
+    "URoPE",
+)
+every = pytest.mark.parametrize("name", NAMES)
+learning = pytest.mark.parametrize("name", [case(name in LEARN, name) for name in COMBINATIONS])
 
 
 @cache
@@ -39,6 +53,7 @@ def shared(name: str) -> tuple[Qwen2_5_VLForConditionalGeneration, CameraEncodin
     return model, install(model, name)
 
 
+@every
 @torch.no_grad()
 def test_cameras_change_the_logits_and_stock_cases_do_not(name: str) -> None:
     stock_model, (model, encoding) = tiny_qwen(), shared(name)
@@ -55,6 +70,7 @@ def test_cameras_change_the_logits_and_stock_cases_do_not(name: str) -> None:
         assert torch.equal(logits(model, example.without_cameras()), stock)
 
 
+@every
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_text_before_the_first_view_is_stock(name: str, side: str) -> None:
@@ -70,6 +86,7 @@ def test_text_before_the_first_view_is_stock(name: str, side: str) -> None:
     assert (given - stock)[real & after].abs().amax() > MOVES
 
 
+@every
 @torch.no_grad()
 def test_backends_agree_and_get_equal_widths_and_stock_arguments(name: str) -> None:
     """Flash attention and others get the stock softmax scale, and no unknown argument."""
@@ -95,6 +112,7 @@ def test_backends_agree_and_get_equal_widths_and_stock_arguments(name: str) -> N
         assert width % 8 == 0 and kwargs.keys() == calls[0][1].keys() and kwargs["scaling"] == HEAD_DIM**-0.5
 
 
+@every
 @torch.no_grad()
 def test_samples_of_a_batch_are_independent_on_either_side_of_the_padding(name: str) -> None:
     """The other sample is longer and has more cameras."""
@@ -115,6 +133,7 @@ def test_samples_of_a_batch_are_independent_on_either_side_of_the_padding(name: 
     torch.testing.assert_close(every_logit(model, right)[1, :count], both[-count:], rtol=0, atol=ROUNDING)
 
 
+@every
 @torch.no_grad()
 def test_static_single_missing_and_far_cameras(name: str) -> None:
     """A world origin 100 m away changes only encodings without a reference view."""
@@ -138,6 +157,7 @@ def test_static_single_missing_and_far_cameras(name: str) -> None:
     assert difference < 1e-5 if encoding.symmetries.canonical else difference > MOVES
 
 
+@every
 @torch.no_grad()
 def test_decoding_with_cache_equals_full_forward(name: str) -> None:
     """Keys and values are cached transformed, so decoded text needs no cameras."""
@@ -167,6 +187,7 @@ def test_decoding_with_cache_equals_full_forward(name: str) -> None:
 # ---- training ---------------------------------------------------------------------------------------------
 
 
+@learning
 def test_gradient_checkpointing_gives_equal_gradients(name: str) -> None:
     """The gradients stay equal if a forward pass with other cameras runs before the backward pass."""
     model = tiny_qwen().train()
@@ -184,6 +205,7 @@ def test_gradient_checkpointing_gives_equal_gradients(name: str) -> None:
     assert (without[name_of_v] - plain[name_of_v]).abs().max() > MOVES
 
 
+@learning
 def test_lora(name: str) -> None:
     model = tiny_qwen()
     example = Example(install(model, name))
@@ -208,6 +230,7 @@ def stock_rounding_error() -> float:
     return rounding_error(tiny_qwen(), [Example(seed=seed) for seed in range(4)], stock=True)
 
 
+@every
 @torch.no_grad()
 def test_bfloat16_error_is_close_to_stock(name: str) -> None:
     """Over four samples of cameras the error is at most 1.2 times that of the stock decoder, 1.3 for compositions."""

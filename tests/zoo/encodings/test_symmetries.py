@@ -1,7 +1,8 @@
 """Measures the declared symmetries of every encoding and view mixer, in both directions, in float64.
 
-A declared symmetry holds to 1e-10, and one that is not declared is measurably broken. An encoding without effect would
-have every symmetry, so each one must also change the outputs. The controls at the end break one rule at a time.
+Every run takes an encoding of each kind, and the slow tests take all. A declared symmetry holds to 1e-10, and one that
+is not declared is measurably broken. An encoding without effect would have every symmetry, so each one must also change
+the outputs. The controls at the end break one rule at a time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from docs.symmetries import COMBINATIONS, HYBRID, VIEW_MIXERS, bound
+from tests.zoo.decoder import FAST, NAMES, case
 from zoo.cameras import Cameras, invert_se3
 from zoo.encodings import (
     GTA,
@@ -80,14 +83,14 @@ IN_EVERY_LAYOUT = (
     *("PoseALiBi", "PoseAxis", "ValueRoPE", "PointRoPE", "RayRoPE", "URoPE"),
 )
 CASES = [
-    *(pytest.param(make, HEAD, id=name) for name, make in COMBINATIONS.items()),
+    *(case(name in FAST, make, HEAD, id=name) for name, make in COMBINATIONS.items()),
     *(
-        pytest.param(COMBINATIONS[name], head, id=f"{name}, {layout}")
+        case(name in FAST, COMBINATIONS[name], head, id=f"{name}, {layout}")
         for layout, head in LAYOUTS.items()
         for name in IN_EVERY_LAYOUT
         if head != HEAD
     ),
-    *(pytest.param(make, HYBRID_HEAD, id=name) for name, make in HYBRID.items()),
+    *(case(name in FAST, make, HYBRID_HEAD, id=name) for name, make in HYBRID.items()),
 ]
 
 
@@ -105,7 +108,7 @@ def test_declared_symmetries_are_measured(make: Callable[[], CameraEncoding], he
         assert other_cameras(make(), head) > MOVES
 
 
-@pytest.mark.parametrize("name", HYBRID)
+@pytest.mark.parametrize("name", [case(name in FAST, name) for name in HYBRID])
 def test_an_encoding_acts_in_the_layers_that_it_names(name: str) -> None:
     """The other kind of layer is stock, bit for bit."""
     poses, K = random_cameras(2)
@@ -132,16 +135,27 @@ WITH_SCALE: dict[str, Callable[..., CameraEncoding]] = {
 }
 
 
-@pytest.mark.parametrize("unit", ["none", "mean", "max", "rms", "median_depth"])
-@pytest.mark.parametrize("name", WITH_SCALE)
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        case(unit in ("none", "rms") or name in ("PRoPE", "RayRoPE"), name, unit)  # a class of each base
+        for name, unit in product(WITH_SCALE, ("none", "mean", "max", "rms", "median_depth"))
+    ],
+)
 def test_every_scale_makes_the_unit_cancel(name: str, unit: str) -> None:
     encoding = WITH_SCALE[name](scale=unit)
     assert encoding.symmetries.scale == (unit != "none")
     assert scale(encoding) < EXACT if unit != "none" else scale(encoding) > BROKEN
 
 
-@pytest.mark.parametrize("view", [None, "first", "middle", "medoid", "saddle_balanced"])
-@pytest.mark.parametrize("name", [name for name in WITH_SCALE if name not in ("PoseALiBi", "RayRoPE", "URoPE")])
+@pytest.mark.parametrize(
+    ("name", "view"),
+    [
+        case(view in (None, "medoid") or name in ("PRoPE", "PointRoPE"), name, view)  # a class of each base
+        for name, view in product(WITH_SCALE, (None, "first", "middle", "medoid", "saddle_balanced"))
+        if name not in ("PoseALiBi", "RayRoPE", "URoPE")
+    ],
+)
 def test_every_reference_view_makes_the_world_cancel_for_text(name: str, view: str | None) -> None:
     encoding = WITH_SCALE[name](reference=view)
     assert encoding.symmetries.canonical == (view is not None)
@@ -178,11 +192,11 @@ def test_alternating_placements_declare_what_they_keep_in_a_hybrid_decoder() -> 
 
 
 # which points RayRoPE rotates by decides some of its symmetries; "0" is the camera's center, "inf" a direction
-POINTS = ["0_3d", "0_pj", "inf_3d", "inf_pj", "d_pj", "d_3d", "d_pj+0_3d", "d_3d+inf_pj", "inf_pj+0_3d"]
-OPTIONS: list[dict[str, Any]] = [
-    *({"depth_encoding": "inv_d"}, {"depth_encoding": "asinh_d"}, {"rays": 3}, {"depth": "known"}),
-    *({"predicts_width": False}, {"apply_to": "qk"}, {"scale": "rms"}),
-]
+POINTS = [case(True, each) for each in ("0_3d", "inf_pj", "d_3d", "d_pj+0_3d")]
+POINTS += [case(False, each) for each in ("0_pj", "inf_3d", "d_pj", "d_3d+inf_pj", "inf_pj+0_3d")]
+OPTIONS = [case(True, each) for each in ({"depth": "known"}, {"predicts_width": False}, {"apply_to": "qk"})]
+OPTIONS += [case(False, {"depth_encoding": each}) for each in ("inv_d", "asinh_d")]
+OPTIONS += [case(False, each) for each in ({"rays": 3}, {"scale": "rms"})]
 
 
 def of_points(points: str, **options: Any) -> RayRoPE:
@@ -228,7 +242,7 @@ def through(acting: EncodedCameras, q: Tensor, k: Tensor, v: Tensor) -> tuple[li
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_autocast_does_not_round_cameras(name: str) -> None:
     """Matrices, biases and angles remain float32 in bf16-mixed; projected extra channels may be rounded."""
     encoding, sequence = COMBINATIONS[name](), random_sequence(2)
@@ -254,7 +268,7 @@ def test_autocast_does_not_round_cameras(name: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_tokens_without_camera_change_no_bit(name: str, dtype: torch.dtype) -> None:
     """Text and views without a camera stand beside views with one. Their appended channels are zero."""
     encoding, sequence = COMBINATIONS[name](), random_sequence(3)

@@ -1,4 +1,4 @@
-"""Depth Anything 3 with weights that are pure functions of the official names, and its golden cases."""
+"""Depth Anything 3 with weights that are pure functions of the official names, as in its golden cases."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.golden.weights import init_
-from tests.zoo.geometry.official import GOLDEN, HERE
+from tests.zoo.geometry.official import load_json
 from zoo.cameras.poses import rigid_matrix
 from zoo.geometry.da3 import DA3, DA3Output
 
@@ -22,27 +21,9 @@ HEADS = ("camera", "depth", "ray")
 FOV_BIAS = 0.8  # the golden cases' one exception: with hash weights, a third of the fields of view would be 0
 
 
-def cases(group: str) -> list[str]:
-    """The golden cases of a group, all of them where they are available; the small ones are in the repository."""
-    return sorted(path.stem for path in (GOLDEN / "da3" / group).glob("*.safetensors"))
-
-
-def load_case(group: str, case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A golden case, from the repository if it is there."""
-    folder = next(
-        (root / "da3" / group for root in (HERE, GOLDEN) if (root / "da3" / group / f"{case}.json").exists()), None
-    )
-    if folder is None:
-        pytest.skip(f"{group}/{case} is not in the repository: set ZOO_GOLDEN to the folder of all golden cases")
-    return json.loads((folder / f"{case}.json").read_text()), load_file(folder / f"{case}.safetensors")
-
-
 def manifest(name: str) -> dict[str, Any]:
     """Config and tensors, on the meta device, of a released model."""
-    path = GOLDEN / f"da3/manifests/{name}.json"
-    if not path.exists():
-        pytest.skip(f"{name}'s manifest is not in the repository: set ZOO_GOLDEN to the folder of all golden cases")
-    found = json.loads(path.read_text())
+    found = load_json(f"da3/manifests/{name}")
     shapes = found["tensors"].items()
     return found | {"tensors": {each: torch.empty(about["shape"], device="meta") for each, about in shapes}}
 
@@ -74,8 +55,8 @@ def _built_model(config: str, names: str | None, dtype: torch.dtype) -> DA3:
 
 
 def case_model(meta: dict[str, Any], dtype: torch.dtype = torch.float32) -> DA3:
-    """The model of a golden case; from its names, so that each must be in the model."""
-    return deepcopy(_built_model(json.dumps(meta["config"]), json.dumps(meta["param_names"]), dtype))
+    """The model of golden cases, to be copied before it is changed; from its names, so that each must be in it."""
+    return _built_model(json.dumps(meta["config"]), json.dumps(meta["param_names"]), dtype)
 
 
 def run(model: DA3, meta: dict[str, Any], t: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> DA3Output:

@@ -1,4 +1,4 @@
-"""VGGTs whose weights are pure functions of the official names, and the golden cases made with them."""
+"""The golden cases of geometry encoders, and VGGTs whose weights are pure functions of the official names."""
 
 from __future__ import annotations
 
@@ -9,22 +9,38 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.golden.weights import init_
-from zoo.geometry import VGGTEncoder
+from zoo.geometry import SceneGeometry, VGGTEncoder
+from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.vggt import VGGT
 
 HERE = Path(__file__).parents[2] / "golden"
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", HERE))  # all golden cases if available; the small ones are in the repository
-CASES = sorted(path.stem for path in (GOLDEN / "vggt").glob("*.safetensors"))
 HEADS = ("camera", "depth", "point")
 
 
+def cases(folder: str) -> list[str]:
+    """The golden cases in a folder such as `da3/any_view`, all of them where they are available."""
+    return sorted(f"{folder}/{path.stem}" for path in (GOLDEN / folder).glob("*.safetensors"))
+
+
+def load_json(case: str) -> dict[str, Any]:
+    """What is known of a golden case, from the repository if it is there."""
+    path = next((file for root in (HERE, GOLDEN) if (file := root / f"{case}.json").exists()), None)
+    if path is None:
+        pytest.skip(f"{case} is not in the repository: set ZOO_GOLDEN to the folder of all golden cases")
+    return json.loads(path.read_text())
+
+
 def load_case(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    return json.loads((GOLDEN / f"vggt/{case}.json").read_text()), load_file(GOLDEN / f"vggt/{case}.safetensors")
+    """A golden case."""
+    root = HERE if (HERE / f"{case}.json").exists() else GOLDEN
+    return load_json(case), load_file(root / f"{case}.safetensors")
 
 
 def hash_weights(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -59,6 +75,14 @@ def tiny_config(**aggregator: Any) -> dict[str, Any]:
 
 def tiny_images(batch: int = 1, frames: int = 2, height: int = 28, width: int = 42, seed: int = 0) -> Tensor:
     return torch.rand(batch, frames, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def check_reachable(encoder: GeometryEncoder, frames: list[Tensor], scene: SceneGeometry, **wanted: bool) -> None:
+    """Check that a parameter gets a gradient of the wanted outputs if and only if it is reachable."""
+    (found,) = encoder(frames, [scene], **wanted)
+    sum(value.sin().sum() for value in found.present().values() if value.requires_grad).backward()
+    for name, parameter in encoder.named_parameters():
+        assert (parameter.grad is None) == encoder.is_unreachable(name, **wanted), name
 
 
 def save_vggt(encoder: VGGTEncoder, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pi3X with weights that are pure functions of the official names, and its golden cases."""
+"""Pi3X with weights that are pure functions of the official names, as in its golden cases."""
 
 from __future__ import annotations
 
@@ -8,39 +8,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.golden.weights import init_
 from tests.poses import random_poses
-from tests.zoo.geometry.official import GOLDEN, HERE
+from tests.zoo.geometry.official import load_json
 from zoo.cameras.poses import invert_se3
 from zoo.geometry import SceneGeometry
 from zoo.geometry.layers import IMAGENET_MEAN, IMAGENET_STD
 from zoo.geometry.pi3x import Pi3X, Pi3XOutput, tiny_config
 
 CONFIG = tiny_config(embed_dim=32, depth=4, num_heads=2, features=16)
-
-
-def cases(group: str) -> list[str]:
-    """The golden cases of a group, all of them where they are available; the small ones are in the repository."""
-    return sorted(path.stem for path in (GOLDEN / "pi3x" / group).glob("*.safetensors"))
-
-
-def load_json(group: str, case: str) -> dict[str, Any]:
-    paths = [root / f"pi3x/{group}/{case}.json" for root in (HERE, GOLDEN)]
-    path = next((each for each in paths if each.exists()), None)
-    if path is None:
-        pytest.skip(f"{group}/{case} is not in the repository: set ZOO_GOLDEN to the folder of all golden cases")
-    return json.loads(path.read_text())
-
-
-def load_case(group: str, case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    meta = load_json(group, case)
-    root = next(root for root in (HERE, GOLDEN) if (root / f"pi3x/{group}/{case}.safetensors").exists())
-    return meta, load_file(root / f"pi3x/{group}/{case}.safetensors")
 
 
 def hash_weights(names: dict[str, list[int]], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -60,10 +40,10 @@ def _built(config: str, names: str, added: str, dtype: torch.dtype) -> Pi3X:
 
 
 def case_model(meta: dict[str, Any], dtype: torch.dtype = torch.float32) -> Pi3X:
-    """The model of a golden case; from its names, so that each must be in the model."""
-    about = load_json("configs", meta["config"])
+    """The model of golden cases, to be copied before it is changed; from its names, so that each must be in it."""
+    about = load_json(f"pi3x/configs/{meta['config']}")
     added = json.dumps(meta.get("weights_add", {}))
-    return deepcopy(_built(json.dumps(about["config"]), json.dumps(about["param_names"]), added, dtype))
+    return _built(json.dumps(about["config"]), json.dumps(about["param_names"]), added, dtype)
 
 
 def hash_model(config: dict[str, Any] = CONFIG, dtype: torch.dtype = torch.float32) -> Pi3X:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -14,19 +14,17 @@ from tests.zoo.geometry.da3 import (
     HEADS,
     any_view_config,
     case_model,
-    cases,
     error,
     errors,
     given_cameras,
     hash_model,
     hash_weights,
-    load_case,
     manifest,
     metric_config,
     nested_config,
     run,
 )
-from tests.zoo.geometry.official import HERE, tiny_images
+from tests.zoo.geometry.official import cases, load_case, load_json, tiny_images
 from zoo.cameras.poses import invert_se3, rigid_matrix
 from zoo.errors import InputError
 from zoo.geometry.da3 import (
@@ -57,9 +55,9 @@ def model() -> DA3:
 # ---- golden cases ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", cases("any_view"))
+@pytest.mark.parametrize("case", cases("da3/any_view"))
 def test_any_view_equals_the_official_code(case: str) -> None:
-    meta, t = load_case("any_view", case)
+    meta, t = load_case(case)
     model = case_model(meta)
     assert set(model.official_state_dict()) == set(meta["param_names"])
     output = run(model, meta, t)
@@ -75,37 +73,31 @@ def test_any_view_equals_the_official_code(case: str) -> None:
     assert len(found) == meta["config"]["net"]["depth"] + 7 and max(found.values()) < 1, found
 
 
-@pytest.mark.parametrize("case", cases("metric"))
+@pytest.mark.parametrize("case", cases("da3/metric"))
 def test_metric_equals_the_official_code(case: str) -> None:
-    meta, t = load_case("metric", case)
+    meta, t = load_case(case)
     output = run(case_model(meta), meta, t)
     found = errors(output, t, depth="metric_depth")
     assert {"depth", "sky"} < found.keys() and max(found.values()) < 1, found
     assert output.pose_enc is output.rays is output.reference is output.scale is None
 
 
-@pytest.mark.parametrize("case", cases("nested"))
+@pytest.mark.parametrize("case", cases("da3/nested"))
 def test_nested_equals_the_official_code(case: str) -> None:
-    meta, t = load_case("nested", case)
+    meta, t = load_case(case)
     found = errors(run(case_model(meta), meta, t), t, depth="metric_depth")
     assert {"scale", "depth", "depth_conf", "world_to_camera", "sky"} < found.keys() and max(found.values()) < 1, found
 
 
-FLOAT64 = {
-    "giant_s3_42x42": "any_view",
-    "posed_b2_s3_42x56": "any_view",
-    "sky_s2_42x56": "metric",
-    "sky_s3_42x56": "nested",
-}
+FLOAT64 = ("any_view/giant_s3_42x42", "any_view/posed_b2_s3_42x56", "metric/sky_s2_42x56", "nested/sky_s3_42x56")
 
 
 @pytest.mark.parametrize("case", FLOAT64)
 def test_float64_stays_float64(case: str) -> None:
-    group = FLOAT64[case]
-    meta, t = load_case(group, case)
+    meta, t = load_case(f"da3/{case}")
     output = run(case_model(meta, torch.float64), meta, t, torch.float64)
     assert output.depth.dtype == torch.float64
-    found = errors(output, t, "_f64", depth="depth" if group == "any_view" else "metric_depth")
+    found = errors(output, t, "_f64", depth="depth" if case.startswith("any_view") else "metric_depth")
     assert found and max(found.values()) < 0.2, found  # float32 is seen at 0.1
 
 
@@ -142,8 +134,8 @@ MISTAKES: dict[Callable[[DA3], None], tuple[str, ...]] = {  # the outputs in whi
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
 def test_a_mistake_is_detected(mistake: Callable[[DA3], None]) -> None:
-    meta, t = load_case("any_view", "saddle_b2_s4_28x42")  # two scenes, whose reference view is not the first
-    model = case_model(meta)
+    meta, t = load_case("da3/any_view/saddle_b2_s4_28x42")  # two scenes, whose reference view is not the first
+    model = deepcopy(case_model(meta))
     mistake(model)
     found = errors(run(model, meta, t), t)
     assert all(found[name] > 3 for name in MISTAKES[mistake]), found
@@ -152,9 +144,9 @@ def test_a_mistake_is_detected(mistake: Callable[[DA3], None]) -> None:
 # ---- cameras, scales, reference views and sizes: golden, or the truth ------------------------------------------
 
 
-@pytest.mark.parametrize("case", cases("poses"))
+@pytest.mark.parametrize("case", cases("da3/poses"))
 def test_pose_encodings_equal_the_official_ones(case: str) -> None:
-    meta, t = load_case("poses", case)
+    meta, t = load_case(case)
     size = tuple(meta["image_size_hw"])
     poses, K = pose_encoding_to_cameras(t["pose_enc"], size)
     assert error("world_to_camera", poses[..., :3, :], t["world_to_camera"]) < 1
@@ -166,9 +158,9 @@ def test_pose_encodings_equal_the_official_ones(case: str) -> None:
     assert error("world_to_camera", theirs[..., :3, :], t["world_to_camera"]) > 100
 
 
-@pytest.mark.parametrize("case", cases("poses"))
+@pytest.mark.parametrize("case", cases("da3/poses"))
 def test_given_poses_are_normalized_as_in_the_official_code(case: str) -> None:
-    _, t = load_case("poses", case)
+    _, t = load_case(case)
     given = t["given_world_to_camera"]
     every = normalize_poses(given)
     for i in range(len(given)):
@@ -180,9 +172,9 @@ def test_given_poses_are_normalized_as_in_the_official_code(case: str) -> None:
     assert torch.allclose(normalize_poses(moved), every, atol=10 * SMALL)  # whatever the world
 
 
-@pytest.mark.parametrize("case", cases("ray_pose"))
+@pytest.mark.parametrize("case", cases("da3/ray_pose"))
 def test_cameras_from_rays_are_the_true_ones(case: str) -> None:
-    meta, t = load_case("ray_pose", case)
+    meta, t = load_case(case)
     poses, K = rays_to_cameras(t["rays"], t["rays_conf"], tuple(meta["image_size_hw"]))
     assert (poses - t["true_world_to_camera"]).abs().max() < 1e-4
     assert (K - t["true_K_px"]).abs().max() < 5e-3
@@ -193,7 +185,7 @@ def test_cameras_from_rays_are_the_true_ones(case: str) -> None:
 
 
 def test_the_scale_of_poses_is_umeyamas() -> None:
-    meta, t = load_case("alignment", "align_a")
+    meta, t = load_case("da3/alignment/align_a")
     for each in meta["sets"]:
         predicted, given = t[f"predicted_world_to_camera_{each['i']}"], t[f"given_world_to_camera_{each['i']}"]
         bottom = torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(len(predicted), 1, 4)
@@ -226,7 +218,7 @@ def test_no_scale_of_too_few_poses_or_of_poses_on_a_line(poses: Tensor) -> None:
 
 
 def test_reference_views_are_the_official_ones() -> None:
-    meta, t = load_case("reference", "reference_a")
+    meta, t = load_case("da3/reference/reference_a")
     differing = 0
     for each in meta["sets"]:
         tokens = t[f"class_tokens_{each['i']}"]
@@ -255,7 +247,7 @@ def test_the_choice_is_made_in_float32() -> None:
 
 
 def test_sizes_are_the_official_ones() -> None:
-    table = json.loads((HERE / "da3/preprocess/sizes_a.json").read_text())["table"]
+    table = load_json("da3/preprocess/sizes_a")["table"]
     assert table and all(list(official_size(*row[:4])) == row[4] for row in table)
     assert any(list(official_size(*row[:3])) != row[4] for row in table)  # the control: the method matters
 

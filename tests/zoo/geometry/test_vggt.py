@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.zoo.geometry.official import (
-    CASES,
     HEADS,
-    HERE,
+    cases,
     hash_model,
     hash_weights,
     load_case,
+    load_json,
     tiny_config,
     tiny_images,
 )
@@ -35,7 +34,6 @@ from zoo.geometry.vggt import (
 )
 from zoo.geometry.vggt_encoder import PretrainedVGGT
 
-LAYERS_ATOL, OUTPUTS_ATOL = 2e-5, 4e-5  # four times what float32 runs of the official code differ by
 LAYERS_ATOL, OUTPUTS_ATOL = 2e-5, 4e-5  # four times what float32 runs of the official code differ by
 
 
@@ -65,7 +63,7 @@ def errors(output: VGGTOutput, t: dict[str, Tensor], suffix: str = "") -> dict[s
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(each, marks=pytest.mark.slow if "dino518" in each else ()) for each in CASES]
+    "case", [pytest.param(each, marks=pytest.mark.slow if "dino518" in each else ()) for each in cases("vggt")]
 )
 def test_equals_the_official_code(case: str) -> None:
     meta, t = load_case(case)
@@ -82,7 +80,9 @@ def test_equals_the_official_code(case: str) -> None:
         assert torch.allclose(patches, t["patch_tokens"], atol=LAYERS_ATOL, rtol=0)
 
 
-@pytest.mark.parametrize("case", ["conv_s1_56x56", pytest.param("dino56_samecount_s1_28x112", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case", ["vggt/conv_s1_56x56", pytest.param("vggt/dino56_samecount_s1_28x112", marks=pytest.mark.slow)]
+)
 def test_float64_stays_float64(case: str) -> None:
     meta, t = load_case(case)
     output = run(hash_model(meta["config"], torch.float64), t, torch.float64)
@@ -130,7 +130,7 @@ CHANGES: dict[str, tuple[Callable[[VGGT], None], str]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_detected(change: str) -> None:
-    meta, t = load_case("conv_s2_56x84")
+    meta, t = load_case("vggt/conv_s2_56x84")
     model = hash_model(meta["config"])
     apply, where = CHANGES[change]
     apply(model)
@@ -138,7 +138,7 @@ def test_a_change_is_detected(change: str) -> None:
 
 
 def test_position_embeddings_without_interpolation_are_detected() -> None:
-    meta, t = load_case("dino56_samecount_s1_28x112")
+    meta, t = load_case("vggt/dino56_samecount_s1_28x112")
     model = hash_model(meta["config"])
     embeddings = model.aggregator.patch_embed.embeddings
     embeddings.interpolate_pos_encoding = lambda tokens, height, width: embeddings.position_embeddings
@@ -149,7 +149,7 @@ def test_position_embeddings_without_interpolation_are_detected() -> None:
 
 
 def test_vggt_1b_has_every_official_tensor() -> None:
-    shapes = json.loads((HERE / "vggt/vggt_1b_shapes.json").read_text())["shapes"]
+    shapes = load_json("vggt/vggt_1b_shapes")["shapes"]
     manifest = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     assert sum(tensor.numel() for tensor in manifest.values()) == 1_256_537_516
     tracker = {name for name in manifest if name.startswith("track_head.")}
