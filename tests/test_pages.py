@@ -438,7 +438,9 @@ def run_main(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["add_an_encoding", "add_a_geometry_encoder", "add_a_published_model"])
+@pytest.mark.parametrize(
+    "page", ["add_an_encoding", "add_a_geometry_encoder", "add_a_sampler", "add_a_fusion", "add_a_published_model"]
+)
 def test_a_part_of_ones_own_trains_and_is_tested(
     page: str, follow: Callable[[str], list[str]], rooms_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,7 +450,9 @@ def test_a_part_of_ones_own_trains_and_is_tested(
     assert ("check-encoding" in {words.split()[0] for words in found}) == (page == "add_an_encoding")
     for words in found:
         words = words.partition(" #")[0]
-        run_main(f"{words} {TINY} --data.source.root {rooms_root}" if words.startswith("fit ") else words, monkeypatch)
+        rooms = f"--data.source.root {rooms_root}"
+        small = {"fit": f"{TINY} {rooms}", "select-frames": f"--data.source.scenes [6,2,3] {rooms}"}
+        run_main(f"{words} {small.get(words.split()[0], '')}", monkeypatch)
     assert len(list(Path().glob("runs/*/**/metrics.json"))) == sum(words.startswith("test") for words in found)
 
 
