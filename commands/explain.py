@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from commands.parser import command_parser, parse
+from commands.parser import parse, run_parser
 from zoo.errors import InputError, printable
 
 FOLDER = "explanations"
@@ -47,20 +47,13 @@ def explain(arguments: list[str]) -> None:
     # jsonargparse needs the type, which imports PyTorch
     from datamodules.sources.base import Split
 
-    parser = command_parser("explain", __doc__)
-    run_help = "the folder of a run; null uses the newest run"
-    parser.add_argument("run", type=str | None, nargs="?", default=None, help=run_help)
+    parser = run_parser("explain", __doc__)
     parser.add_argument("--question", type=str, action="append", required=True, help="an id; may be repeated")
     answer_help = "the answer to explain; null is the model's own"
     parser.add_argument("--answer", type=str | None, default=None, help=answer_help)
-    data_help = "a config whose data replace the run's, such as data_vsibench.yaml or a file of your own"
-    parser.add_argument("--data", type=str | None, default=None, help=data_help)
     parser.add_argument("--split", type=Split, default="test", help="the split of the questions")
-    parser.add_argument("--device", type=str | None, default=None, help="null uses a GPU if there is one, else the CPU")
     output_help = f"folder of the results; null is {FOLDER} in the run's"
     parser.add_argument("--output", type=str | None, default=None, help=output_help)
-    trust_help = "modules that someone else's run may import"
-    parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)
     settings = parse(parser, arguments)
 
     from commands.explaining import as_json, draw, explain_question, find_question, load_explained, table

@@ -111,10 +111,8 @@ def load_explained(
     trust_modules: Collection[str] = (),
     data: str | None = None,
 ) -> LoadedRun:
-    """Load a run with all scenes of a split as its model reads them, see `commands.runs.load_run`."""
-    loaded = load_run(Path(run), SpatialVLM.from_pretrained, split, sys.maxsize, device, trust_modules, data)
-    loaded.dataset.spec = loaded.model.model_spec()
-    return loaded
+    """Load a run with all scenes of a split, see `commands.runs.load_run`."""
+    return load_run(Path(run), SpatialVLM.from_pretrained, split, sys.maxsize, device, trust_modules, data)
 
 
 def is_told_cameras(run: LoadedRun) -> bool:

@@ -41,7 +41,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from commands.parser import build, command_parser, parse
+from commands.parser import build, parse, run_parser
 from zoo.errors import InputError
 
 
@@ -58,20 +58,12 @@ def measure_responses(arguments: list[str]) -> None:
     from datamodules.interventions import Intervention
     from datamodules.sources.base import Split
 
-    parser = command_parser("measure-responses", __doc__)
-    parser.add_argument(
-        "run", type=str | None, nargs="?", default=None, help="the folder of a run; null uses the newest run"
-    )
+    parser = run_parser("measure-responses", __doc__)
     named = "classes of datamodules/interventions.py; null uses all that the data permits"
     parser.add_argument("--interventions", type=list[Intervention] | None, default=None, help=named)
-    data_help = "a config whose data replace the run's, such as data_vsibench.yaml or a file of your own"
-    parser.add_argument("--data", type=str | None, default=None, help=data_help)
     parser.add_argument("--split", type=Split, default="test", help="which scenes")
     parser.add_argument("--scenes", type=int, default=50, help="largest number of scenes, from the start of the split")
-    parser.add_argument("--device", type=str | None, default=None, help="null uses a GPU if there is one, else the CPU")
     parser.add_argument("--output", type=str | None, default=None, help="folder of the results; null uses the run's")
-    trust_help = "modules that someone else's run may import"
-    parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)
     settings = parse(parser, arguments)
     if settings.scenes < 1:
         raise InputError(f"--scenes {settings.scenes}: at least 1")

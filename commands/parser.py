@@ -35,6 +35,26 @@ def command_parser(command: str, description: str | None) -> ArgumentParser:
     return ArgumentParser(prog=prog, usage=f"{prog} [options]", description=description, **PARSER_OPTIONS)
 
 
+def run_parser(command: str, description: str | None, *, replaces_data: bool = True) -> ArgumentParser:
+    """Return a parser for a command on a run, with the options of `commands.runs.load_run` but the split and scenes.
+
+    Args:
+        command: The command.
+        description: Its help.
+        replaces_data: Whether a config may replace the run's data.
+    """
+    parser = command_parser(command, description)
+    run_help = "the folder of a run; null uses the newest run"
+    parser.add_argument("run", type=str | None, nargs="?", default=None, help=run_help)
+    if replaces_data:
+        data_help = "a config whose data replace the run's, such as data_vsibench.yaml or a file of your own"
+        parser.add_argument("--data", type=str | None, default=None, help=data_help)
+    parser.add_argument("--device", type=str | None, default=None, help="null uses a GPU if there is one, else the CPU")
+    trust_help = "modules that someone else's run may import"
+    parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)
+    return parser
+
+
 def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     """Parse the words after a command.
 

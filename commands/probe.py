@@ -20,7 +20,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from commands.parser import command_parser, parse
+from commands.parser import parse, run_parser
 from zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,18 +39,12 @@ def probe(arguments: list[str]) -> None:
     Raises:
         InputError: The run can't be read, or too few of its scenes can.
     """
-    parser = command_parser("probe", __doc__)
-    parser.add_argument(
-        "run", type=str | None, nargs="?", default=None, help="the folder of a run; null uses the newest run"
-    )
+    parser = run_parser("probe", __doc__, replaces_data=False)
     parser.add_argument("--split", type=Split, default="test", help="which scenes")
     parser.add_argument("--scenes", type=int, default=100, help="largest number of scenes, from the start of the split")
     parser.add_argument("--tokens", type=int, default=64, help="largest number of visual tokens per scene")
     parser.add_argument("--folds", type=int, default=5, help="parts of the scenes in the cross-validation")
-    parser.add_argument("--device", type=str | None, default=None, help="null uses a GPU if there is one, else the CPU")
     parser.add_argument("--output", type=str | None, default=None, help="folder of the results; null uses the run's")
-    trust_help = "modules that someone else's run may import"
-    parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)
     settings = parse(parser, arguments)
     for name, least in (("scenes", 2), ("tokens", 1), ("folds", 2)):
         if settings[name] < least:

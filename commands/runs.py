@@ -130,7 +130,7 @@ class LoadedRun(NamedTuple):
         folder: The run's folder.
         model: The model, frozen and in eval mode.
         data: Its data.
-        dataset: The scenes. Its `spec` says what is read from them.
+        dataset: The scenes. Its `spec` says what is read from them: what the model needs.
     """
 
     folder: Path
@@ -173,6 +173,7 @@ def load_run(
     data.prepare_splits((split,))
     dataset = data.dataset([scene for scene in data.scenes(split) if not scene.is_text][:num_scenes])
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dataset.spec = model.model_spec()
     return LoadedRun(run, model, data, dataset)
 
 

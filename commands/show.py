@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from commands.parser import build, command_parser, parse
+from commands.parser import build, parse, run_parser
 from zoo.errors import InputError, printable
 
 FOLDER = "scenes"  # in the run's
@@ -43,20 +43,13 @@ def show(arguments: list[str]) -> None:
     from datamodules.samplers import FrameSampler
     from datamodules.sources.base import Split
 
-    parser = command_parser("show", __doc__)
-    run_help = "the folder of a run; null uses the newest run"
-    parser.add_argument("run", type=str | None, nargs="?", default=None, help=run_help)
+    parser = run_parser("show", __doc__)
     parser.add_argument("--scene", type=str | None, default=None, help="its name; null is the first scene")
     sampler_help = "samplers beside the run's, classes of datamodules/samplers"
     parser.add_argument("--samplers", type=list[FrameSampler], default=[], help=sampler_help)
-    data_help = "a config whose data replace the run's, such as data_vsibench.yaml or a file of your own"
-    parser.add_argument("--data", type=str | None, default=None, help=data_help)
     parser.add_argument("--split", type=Split, default="test", help="the split of the scene")
-    parser.add_argument("--device", type=str | None, default=None, help="null uses a GPU if there is one, else the CPU")
     output_help = f"a new file; null is one in the folder {FOLDER} of the run"
     parser.add_argument("--output", type=str | None, default=None, help=output_help)
-    trust_help = "modules that someone else's run may import"
-    parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)
     settings = parse(parser, arguments)
     samplers = build(parser, settings).samplers
     try:

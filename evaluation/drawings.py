@@ -115,9 +115,14 @@ def save_picture(picture: Image.Image, path: Path, option: str = "") -> None:
         ValueError: The suffix is no format of pictures.
     """
     refuse_other(path, *SOFTWARE_CHUNK, option=option)
+    picture.save(path, pnginfo=software_info())
+
+
+def software_info() -> PngInfo:
+    """Return the header of PNG files by which a picture is known, see `SOFTWARE_CHUNK`."""
     info = PngInfo()
     info.add_text(*SOFTWARE)
-    picture.save(path, pnginfo=info)
+    return info
 
 
 def camera_map(

@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from commands.explain import FOLDER
 from commands.reports.scores import Tested
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset
-from evaluation.drawings import SOFTWARE, SOFTWARE_CHUNK, camera_map, contact_sheet
+from evaluation.drawings import SOFTWARE, SOFTWARE_CHUNK, camera_map, contact_sheet, software_info
 from run_folder.results import TESTS
 from zoo.configuration import check_class_paths, from_config, is_own, named_modules, with_default_caches
 from zoo.errors import SCENE_FAULTS, describe
@@ -125,7 +124,8 @@ def _copy_explanations(tested: Sequence[Tested], page: Path) -> dict[Path, dict[
                 if is_same and not content["is_given"] and begins_with(drawn, *SOFTWARE_CHUNK):
                     data = _read(drawn)
                     copied = picture_folder(page) / f"{fingerprint(data.hex())}.png"
-                    _write_own(copied, data)
+                    if not _is_there(copied):
+                        replace_file(copied, data)
                     found.setdefault(each.folder, {})[content["id"]] = _address(copied)
     return found
 
@@ -145,17 +145,17 @@ def _address(picture: Path) -> str:
     return quote(f"{picture.parent.name}/{picture.name}")
 
 
-def _write_own(picture: Path, data: bytes) -> None:
-    """Write a picture that is not there yet.
+def _is_there(picture: Path) -> bool:
+    """Return whether a picture of a report is there.
 
     Raises:
         OSError: Something else is there.
     """
-    if os.path.lexists(picture):
-        if picture.is_symlink() or not any(begins_with(picture, *mark) for mark in (SOFTWARE_CHUNK, JPEG_MARK)):
-            raise OSError(f"{picture} is not a picture of a report: move it away")
-        return
-    replace_file(picture, data)
+    if not os.path.lexists(picture):
+        return False
+    if not any(begins_with(picture, *mark) for mark in (SOFTWARE_CHUNK, JPEG_MARK)):
+        raise OSError(f"{picture} is not a picture of a report: move it away")
+    return True
 
 
 def _perturbation(folder: Path) -> Any:
@@ -208,23 +208,20 @@ def _write(dataset: SceneDataset, shown: Shown, folder: Path, share: int) -> Ite
     files = [path for path in (*(scene.images or [scene.video]), scene.cameras) if path is not None]
     stem = folder / fingerprint([name, frames, *map(file_fingerprint, files)])
     sheet, drawn = stem.with_suffix(".jpg"), stem.with_suffix(".png")
-    if not os.path.lexists(sheet):
+    if not _is_there(sheet):
         view = dataset.open(index)
-        if view.world_to_camera is not None and view.world_to_camera[[*frames]].isfinite().all((1, 2)).any():
+        poses = None if view.world_to_camera is None else view.world_to_camera[[*frames]]
+        if poses is not None and poses.isfinite().all((1, 2)).any() and not _is_there(drawn):
             path = camera_map(replace(view, depth=None), frames, name).quantize(MAP_COLORS)
-            _write_own(drawn, _png(path))
-        _write_own(sheet, _jpeg(contact_sheet(view.video.read(frames), frames, COLUMNS), share))
-    else:
-        _write_own(sheet, b"")  # an own one
+            replace_file(drawn, _png(path))
+        replace_file(sheet, _jpeg(contact_sheet(view.video.read(frames), frames, COLUMNS), share))
     yield sheet
     if begins_with(drawn, *SOFTWARE_CHUNK):
         yield drawn
 
 
 def _png(picture: Image.Image) -> bytes:
-    info = PngInfo()
-    info.add_text(*SOFTWARE)
-    picture.save(file := BytesIO(), "PNG", optimize=True, pnginfo=info)
+    picture.save(file := BytesIO(), "PNG", optimize=True, pnginfo=software_info())
     return file.getvalue()
 
 

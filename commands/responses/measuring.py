@@ -65,7 +65,6 @@ def responses_of(
             response.
     """
     loaded = load_run(Path(run), SpatialVLM.from_pretrained, split, num_scenes, device, trust_modules, data)
-    loaded.dataset.spec = loaded.model.model_spec()
     source, scenes = loaded.data.source, loaded.dataset.scenes
     chosen = default_interventions(source) if interventions is None else interventions
     for each in chosen:

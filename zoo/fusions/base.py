@@ -125,6 +125,14 @@ class Fusion(Configurable, nn.Module, ABC):
             InputError: The numbers do not fit this fusion.
         """
 
+    def check_heads(self, decoder: DecoderLayout) -> None:
+        """Raise InputError if an attention with as many heads as the decoder does not fit its width."""
+        if self.width % decoder.num_heads:
+            raise InputError(
+                f"{type(self).__name__} needs heads that divide the decoder's {self.width} channels, not "
+                f"{decoder.num_heads}: choose another backbone"
+            )
+
     @property
     def requires_tokens(self) -> bool:
         """Whether `fit_to_tokens` must be called before training."""

@@ -153,11 +153,7 @@ class GeoThinkerFusion(Fusion):
 
     def bind(self, num_encoder_layers: int, decoder: DecoderLayout) -> None:
         """Build the interactions, see `Fusion`."""
-        if self.width % decoder.num_heads:
-            raise InputError(
-                f"GeoThinkerFusion needs heads that divide the decoder's {self.width} channels, not "
-                f"{decoder.num_heads}: choose another backbone"
-            )
+        self.check_heads(decoder)
         for layer in interaction_layers(range(decoder.num_layers)):
             if layer in decoder.layers:
                 made = Interaction(self.width, decoder.num_heads, decoder.norm_eps, self.importance)

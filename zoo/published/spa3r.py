@@ -26,7 +26,6 @@ from zoo.checkpoints.from_tensors import model_from_tensors
 from zoo.encodings.base import DecoderLayout
 from zoo.encodings.prope import projection_matrices
 from zoo.encodings.view_mixers import multiview_attention
-from zoo.errors import InputError
 from zoo.fusions.base import ActiveBranches, Fusion
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.layers import MLP, Attention, Block, rotations_at
@@ -66,6 +65,11 @@ LOSSES = ("geo_l1", "geo_cos", "sem_l1", "sem_cos", "depth_prob")  # of weight 1
 Attend = Callable[[Attention, Tensor], Tensor]
 
 
+def use_rms_norms(attention: Attention, head_dim: int) -> None:
+    """Give an attention RMSNorm on the queries and keys of each head, in place of LayerNorm."""
+    attention.q_norm, attention.k_norm = (nn.RMSNorm(head_dim, EPS) for _ in range(2))
+
+
 class Stack(nn.Module):
     """Blocks over registers and other tokens, with RMSNorm on queries and keys, and a last LayerNorm.
 
@@ -80,7 +84,7 @@ class Stack(nn.Module):
         self.register_tokens = nn.Parameter(1e-6 * torch.randn(1, REGISTERS, dim))
         blocks = [Block(dim, num_heads, qk_norm=True, eps=1e-6, layer_scale=False) for _ in range(layers)]
         for block in blocks:
-            block.attn.q_norm, block.attn.k_norm = (nn.RMSNorm(dim // num_heads, EPS) for _ in range(2))
+            use_rms_norms(block.attn, dim // num_heads)
         self.blocks, self.norm = nn.ModuleList(blocks), nn.LayerNorm(dim, 1e-6)
 
     def forward(self, tokens: Float[Tensor, "B N D"], attend: Attend) -> Float[Tensor, "B N D"]:
@@ -218,7 +222,7 @@ class Spa3RVGGT(VGGT):
         super().__init__(aggregator, **heads)
         blocks: Any = self.aggregator.global_blocks
         for block in blocks:
-            block.attn.q_norm, block.attn.k_norm = (nn.RMSNorm(self.aggregator.head_dim, EPS) for _ in range(2))
+            use_rms_norms(block.attn, self.aggregator.head_dim)
 
     @staticmethod
     def drops(name: str) -> bool:
@@ -369,11 +373,7 @@ class Spa3RFusion(Fusion):
 
     def bind(self, num_encoder_layers: int, decoder: DecoderLayout) -> None:
         """Build the adapter, which has as many heads as the decoder."""
-        if self.width % decoder.num_heads:
-            raise InputError(
-                f"Spa3RFusion needs heads that divide the decoder's {self.width} channels, not {decoder.num_heads}: "
-                "choose another backbone"
-            )
+        self.check_heads(decoder)
         self.adapter = Spa3RAdapter(self.width, decoder.num_heads, self.geometry_width, self.published_start)
 
     def branch_3d(
@@ -595,7 +595,7 @@ def official_spa3r_prope(config: Mapping[str, Any], state_dict: Tensors) -> Call
     """Return the decoder's attention with these weights: of rays with one camera per row, behind `other_tokens`."""
     heads = config["num_heads"]
     attention = Attention(config["dim"], heads, qk_norm=True)
-    attention.q_norm, attention.k_norm = (nn.RMSNorm(config["dim"] // heads, EPS) for _ in range(2))
+    use_rms_norms(attention, config["dim"] // heads)
     filled(attention, {name.removeprefix("attn."): each for name, each in state_dict.items()})
 
     def attend(
