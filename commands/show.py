@@ -3,6 +3,7 @@
     pip install 'spatial-vlm-zoo[show]'                                   # rerun, the viewer
     python main.py show runs/mine-<time> --scene scannet/scene0025_01
     python main.py show runs/mine-<time> --scene scannet/scene0025_01 --samplers '[UniformSampler, SpaceAwareSampler]'
+    python main.py show runs/mine-<time> --points PredictedPoints         # VGGT's points and cameras beside the told
     rerun runs/mine-<time>/scenes/scannet-scene0025_01-5f0c12ab.rrd       # also on another machine
 
 The command writes one file, which the viewer opens without the video, the model or this program:
@@ -10,14 +11,17 @@ The command writes one file, which the viewer opens without the video, the model
     path                the centers of all cameras
     run, <sampler>      the frames that the run's sampler and each other one choose: frusta with their images, one color
                         per sampler
-    points              the points of the chosen frames, from the dataset's depth, in the colors of the images
-    predicted           the cameras that the model predicts, turned, moved and scaled onto the dataset's, one per view
+    points              the points of the chosen frames in the colors of the images: from the dataset's depth, or
+                        predicted by a geometry encoder (--points PredictedPoints)
+    predicted, encoder  the cameras that the model's CameraPrediction and the geometry encoder predict, with a line
+                        from each to the dataset's
     questions           each question with the truth, and the answer of each of the run's tests
 
-What a scene lacks is left out and named. Without cameras there are the images and the questions alone. Rooms that are
-not rendered yet are rendered first, all of the split's. SpaceAwareSampler takes VGGT-1B unless its geometry is
-DatasetDepth. In a notebook, `commands.showing.recording_of(...).notebook_show()` is a cell with the
-viewer, with `pip install 'rerun-sdk[notebook]'`.
+The encoder's points and cameras are turned, moved and scaled together onto the dataset's cameras; without those they
+stay in a world of their own. What a scene lacks is left out and named. Rooms that are not rendered yet are rendered
+first, all of the split's. SpaceAwareSampler and PredictedPoints take VGGT-1B unless another encoder is named. In a
+notebook, `commands.showing.recording_of(...).notebook_show()` is a cell with the viewer, with
+`pip install 'rerun-sdk[notebook]'`.
 """
 
 from __future__ import annotations
@@ -40,18 +44,20 @@ def show(arguments: list[str]) -> None:
         InputError: The run or the scene can't be read, or rerun is not installed.
     """
     # jsonargparse needs the classes, which import PyTorch
-    from datamodules.samplers import FrameSampler
+    from datamodules.samplers import FrameSampler, PointSource
     from datamodules.sources.base import Split
 
     parser = run_parser("show", __doc__)
     parser.add_argument("--scene", type=str | None, default=None, help="its name; null is the first scene")
     sampler_help = "samplers beside the run's, classes of datamodules/samplers"
     parser.add_argument("--samplers", type=list[FrameSampler], default=[], help=sampler_help)
+    points_help = "source of the points, a class of datamodules/samplers; null is the dataset's depth"
+    parser.add_argument("--points", type=PointSource | None, default=None, help=points_help)
     parser.add_argument("--split", type=Split, default="test", help="the split of the scene")
     output_help = f"a new file; null is one in the folder {FOLDER} of the run"
     parser.add_argument("--output", type=str | None, default=None, help=output_help)
     settings = parse(parser, arguments)
-    samplers = build(parser, settings).samplers
+    built = build(parser, settings)
     try:
         from commands.showing import place_of, recording_of
     except ImportError as error:
@@ -65,7 +71,9 @@ def show(arguments: list[str]) -> None:
     run = find_run(settings.run)
     loaded = load_explained(run, settings.split, settings.device, settings.trust_modules, settings.data)
     name = loaded.dataset.scenes[place_of(loaded, settings.scene)].name
-    key = fingerprint([name, settings.split, settings.data, [str(each) for each in settings.samplers]])[:8]
+    key = fingerprint(
+        [name, settings.split, settings.data, [str(each) for each in (*settings.samplers, settings.points)]]
+    )[:8]
     folder = run / FOLDER
     output = Path(settings.output).expanduser() if settings.output else folder / f"{file_name(name)}-{key}.rrd"
     if folder.is_symlink() and not settings.output:  # someone else's run may name any folder of this machine
@@ -77,7 +85,7 @@ def show(arguments: list[str]) -> None:
             f"{output} is there already: open it with `rerun {output}`, remove it, or name another --output"
         )
     make_if_absent(output.parent)
-    recording, notes = recording_of(loaded, name, samplers)
+    recording, notes = recording_of(loaded, name, built.samplers, built.points)
     try:
         recording.save(output)
     except RuntimeError as error:

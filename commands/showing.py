@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import rerun as rr
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from commands.runs import LoadedRun
 from datamodules.collate import QuestionCollate
-from datamodules.samplers import DatasetDepth, FrameSampler, SceneView
+from datamodules.samplers import DatasetDepth, FrameSampler, PointSource, SceneView
+from datamodules.samplers.space_aware import is_portrait
 from run_folder.record import PREDICTIONS
 from run_folder.results import finished_tests
 from zoo.cameras.poses import invert_se3
@@ -47,7 +49,7 @@ def place_of(run: LoadedRun, name: str | None) -> int:
 
 
 def recording_of(
-    run: LoadedRun, name: str | None = None, samplers: Sequence[FrameSampler] = ()
+    run: LoadedRun, name: str | None = None, samplers: Sequence[FrameSampler] = (), points: PointSource | None = None
 ) -> tuple[rr.RecordingStream, list[str]]:
     """Make the recording of a scene.
 
@@ -55,6 +57,7 @@ def recording_of(
         run: The run, from `commands.explaining.load_explained`.
         name: The scene's name. None is the first scene.
         samplers: Samplers beside the run's.
+        points: The source of the points. None is the dataset's depth.
 
     Returns:
         The recording, and notes about what is left out.
@@ -69,13 +72,13 @@ def recording_of(
         chosen = {"run": run.dataset.select(view)} | _chosen_by(run, view, samplers)
         poses = _poses(view)
         _log_frames(recording, view, chosen, poses)
-        if poses is None:
-            notes = ["path, frusta and points are left out: the scene has no cameras"]
-        else:
-            centers = poses[np.isfinite(poses).all((1, 2)), :3, 3]
+        notes = ["path and frusta are left out: the scene has no cameras"] if poses is None else []
+        if poses is not None:
+            centers = poses[_known(poses), :3, 3]
             recording.log("world/path", rr.LineStrips3D([centers], colors=[GUESSED]), static=True)
-            shown = sorted({frame for frames in chosen.values() for frame in frames if np.isfinite(poses[frame]).all()})
-            notes = [_log_points(recording, view, shown), _log_predicted(recording, run, place, poses)]
+        shown = sorted({frame for frames in chosen.values() for frame in frames})
+        notes.append(_log_points(recording, view, shown, poses, points))
+        notes.append(_log_predicted(recording, run, place, chosen["run"], poses))
     except SCENE_FAULTS as error:
         raise InputError(f"{run.dataset.scenes[place].name}: {describe(error)}") from error
     recording.log("questions", rr.TextDocument(_questions(run, place), media_type="text/markdown"), static=True)
@@ -99,6 +102,46 @@ def _poses(view: SceneView) -> Poses | None:
         return None
     poses: Poses = invert_se3(view.world_to_camera.double()).numpy()
     return poses
+
+
+def _known(poses: Poses) -> Bool[np.ndarray, " n"]:
+    known: Bool[np.ndarray, " n"] = np.isfinite(poses).all((1, 2))
+    return known
+
+
+class Similarity(NamedTuple):
+    """A map from a predicted world onto the dataset's: x becomes `scale * rotation @ x + shift`."""
+
+    scale: float
+    rotation: Float64[np.ndarray, "3 3"]
+    shift: Float64[np.ndarray, " 3"]
+
+    @classmethod
+    def between(cls, predicted: Poses, told: Poses) -> Similarity:
+        """Return the map of predicted onto told poses, which makes their mean rotation, center and spread equal."""
+        both = _known(predicted) & _known(told)
+        if not both.any():
+            return cls(1.0, np.eye(3), np.zeros(3))
+        (turns, centers), (told_turns, told_centers) = (
+            (poses[both, :3, :3], poses[both, :3, 3]) for poses in (predicted, told)
+        )
+        U, _, Vh = np.linalg.svd((told_turns @ turns.mT).sum(0))
+        rotation = U @ np.diag([1, 1, np.linalg.det(U @ Vh)]) @ Vh
+        middle, told_middle = centers.mean(0) @ rotation.T, told_centers.mean(0)
+        moves, told_moves = centers @ rotation.T - middle, told_centers - told_middle
+        spread, told_spread = float(np.linalg.norm(moves)), float(np.linalg.norm(told_moves))
+        scale = told_spread / spread if spread and told_spread else 1.0  # of least squares, it would shrink with errors
+        return cls(scale, rotation, told_middle - scale * middle)
+
+    def points(self, points: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "n 3"]:
+        """Return the mapped points."""
+        return self.scale * points @ self.rotation.T + self.shift
+
+    def poses(self, poses: Poses) -> Poses:
+        """Return the mapped poses."""
+        mapped = poses.copy()
+        mapped[:, :3, :3], mapped[:, :3, 3] = self.rotation @ poses[:, :3, :3], self.points(poses[:, :3, 3])
+        return mapped
 
 
 def _log_frames(
@@ -142,38 +185,82 @@ def _log_camera(
 
 def _extent(poses: Poses) -> float:
     """Return the diagonal of the box around all cameras, in their unit. 1 if they do not move."""
-    centers = poses[np.isfinite(poses).all((1, 2)), :3, 3]
+    centers = poses[_known(poses), :3, 3]
     return float(np.linalg.norm(np.ptp(centers, axis=0))) or 1.0
 
 
-def _log_points(recording: rr.RecordingStream, view: SceneView, frames: Sequence[int]) -> str:
-    """Log the points of frames in the colors of their pixels. Return why there are none."""
-    if view.depth is None:
-        return "points are left out: the scene has no depth"
-    if not frames:
-        return "points are left out: no chosen frame has a camera"
-    maps = DatasetDepth().points(replace(view, frames=frames))
-    images = interpolate(view.video.read(frames).float(), maps.points.shape[1:3], mode="area")
+def _log_points(
+    recording: rr.RecordingStream,
+    view: SceneView,
+    frames: Sequence[int],
+    poses: Poses | None,
+    source: PointSource | None,
+) -> str:
+    """Log the points of frames in the colors of their pixels, and the cameras that a geometry encoder predicts.
+
+    Returns:
+        Why there are none.
+    """
+    predicts = not isinstance(source or DatasetDepth(), DatasetDepth)
+    if not predicts:
+        if poses is None:
+            return "points are left out: the scene has no cameras"
+        if view.depth is None:
+            return "points are left out: the scene has no depth; --points PredictedPoints predicts them"
+        frames = [frame for frame, known in zip(frames, _known(poses[frames]), strict=True) if known]
+        if not frames:
+            return "points are left out: no chosen frame has a camera"
+    maps = (source or DatasetDepth()).points(replace(view, frames=frames))
+    pixels = [
+        frame.rot90(-1, (1, 2)) if predicts and is_portrait(frame) else frame for frame in view.video.read(frames)
+    ]
+    images = interpolate(torch.stack(pixels).float(), maps.points.shape[1:3], mode="area")
     seen = (maps.confidence > 0).numpy()
-    points, colors = maps.points.numpy()[seen], images.permute(0, 2, 3, 1).byte().numpy()[seen]
+    points, colors = maps.points.double().numpy()[seen], images.permute(0, 2, 3, 1).byte().numpy()[seen]
     kept = np.random.default_rng(0).permutation(len(points))[:POINTS]
-    recording.log("world/points", rr.Points3D(points[kept], colors=colors[kept]), static=True)
+    points = points[kept]
+    if predicts and maps.world_to_camera is not None and maps.K_normalized is not None:
+        predicted = invert_se3(maps.world_to_camera.double()).numpy()
+        told = np.full_like(predicted, np.nan) if poses is None else poses[frames]
+        mapped = Similarity.between(predicted, told)
+        points = mapped.points(points)
+        _log_beside(recording, "encoder", mapped.poses(predicted), told, maps.K_normalized)
+    recording.log("world/points", rr.Points3D(points, colors=colors[kept]), static=True)
     return ""
 
 
-def _log_predicted(recording: rr.RecordingStream, run: LoadedRun, place: int, poses: Poses) -> str:
-    """Log the cameras that the model predicts for each view, in the dataset's world. Return why there are none."""
+def _log_beside(
+    recording: rr.RecordingStream, name: str, predicted: Poses, told: Poses, K_normalized: Float[Tensor, "n 3 3"]
+) -> None:
+    """Log predicted cameras of views, and a line from each to the dataset's of the same view."""
+    places = np.flatnonzero(_known(predicted))
+    extent = _extent(told if _known(told).any() else predicted)
+    for place in places:
+        size = (480, 640)  # of no picture: the frustum is empty
+        _log_camera(recording, f"world/{name}/{place}", predicted[place], K_normalized[place], size, GUESSED, extent)
+    lines = [(predicted[place, :3, 3], told[place, :3, 3]) for place in places if np.isfinite(told[place]).all()]
+    recording.log(f"world/{name}/off", rr.LineStrips3D(lines, colors=[GUESSED] * len(lines)), static=True)
+
+
+def _log_predicted(
+    recording: rr.RecordingStream, run: LoadedRun, place: int, frames: Sequence[int], poses: Poses | None
+) -> str:
+    """Log the cameras that the model predicts for each view. Return why there are none."""
     loaded = run.dataset[place]
     collate = QuestionCollate(run.dataset.spec, run.data.source.benchmark, poses_in_prompt=run.data.poses_in_prompt)
     batch = collate([replace(loaded, questions=loaded.questions[:1])]).to(run.model.backbone.device)
     with torch.no_grad():
         found = predicted_cameras(run.model, batch)
-    for cameras, predicted in found.values():
-        for number, pose in enumerate(invert_se3(predicted.double().cpu()).numpy()):
-            if cameras.has_camera[number]:
-                K, size = cameras.K_normalized[number], (480, 640)  # of no picture: the frustum is empty
-                _log_camera(recording, f"world/predicted/{number}", pose, K, size, GUESSED, _extent(poses))
-    return "" if found else "predicted cameras are left out: the model has no CameraPrediction"
+    if not found or poses is None:
+        return "predicted cameras are left out: the model has no CameraPrediction" if poses is not None else ""
+    ((cameras, world_to_camera),) = found.values()
+    true, predicted = (invert_se3(each.double().cpu()).numpy() for each in (cameras.world_to_camera, world_to_camera))
+    unknown = ~cameras.has_camera.cpu().numpy()
+    true[unknown], predicted[unknown] = np.nan, np.nan
+    told = poses[list(frames)[:: len(frames) // len(true)]]  # of the first frame of each view
+    onto = Similarity.between(true, told)  # both are exact: out of the reference view's frame and its unit
+    _log_beside(recording, "predicted", onto.poses(predicted), told, cameras.K_normalized)
+    return ""
 
 
 def _questions(run: LoadedRun, place: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cli import Run
+from tests.cli import Run, Trained, the_run
+from zoo import CameraPrediction
+from zoo.geometry import TinyVGGT
 
 rr = pytest.importorskip("rerun", reason="rerun is not installed: pip install rerun-sdk")
 
 from commands.explaining import load_explained  # noqa: E402 - of an extra
 from commands.showing import recording_of  # noqa: E402
-from datamodules.samplers import DatasetDepth, RandomSampler  # noqa: E402
+from datamodules.samplers import (  # noqa: E402
+    DatasetDepth,
+    PointMaps,
+    PointSource,
+    PredictedPoints,
+    RandomSampler,
+    SceneView,
+)
 
 
 class Recorded(rr.RecordingStream):
@@ -97,5 +107,66 @@ def test_without_cameras_the_images_and_a_note_remain(run: Run, tmp_path: Path, 
     loaded.dataset.open = lambda place: type(view)(view.video, name=view.name)  # type: ignore[method-assign]
     monkeypatch.setattr(rr, "RecordingStream", Recorded)
     recording, notes = recording_of(loaded)
-    assert notes == ["path, frusta and points are left out: the scene has no cameras"]
+    assert notes == [f"{what} left out: the scene has no cameras" for what in ("path and frusta are", "points are")]
     assert all({*entity} == {"EncodedImage"} for path, entity in recording.logged.items() if path != "questions")
+    # a geometry encoder gives points and cameras in a world of its own
+    tiny = partial(TinyVGGT, path=None, embed_dim=16, depth=4, num_heads=2, heads=("camera", "point"))
+    recording, notes = recording_of(loaded, points=PredictedPoints(tiny, width=56))
+    assert len(notes) == 1 and "Points3D" in recording.logged["world/points"]
+    frames = len({*loaded.dataset.select(view)})
+    assert sum("Pinhole" in entity for path, entity in recording.logged.items() if "/encoder/" in path) == frames
+
+
+class Encoder(PointSource):
+    """Sees points and poses as the dataset has them, in another world and unit; `wrong` moves one camera."""
+
+    def __init__(self, wrong: bool) -> None:
+        self.wrong = wrong
+
+    def points(self, scene: SceneView) -> PointMaps:
+        maps, scale = DatasetDepth().points(scene), 3.0
+        assert maps.world_to_camera is not None
+        turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+        world = torch.eye(4, dtype=torch.float64)
+        world[:3, :3], world[:3, 3] = turn * turn.det(), torch.tensor([1.0, 2.0, 3.0])
+        poses = maps.world_to_camera.double() @ torch.linalg.inv(world)
+        poses[:, :3, 3] *= scale
+        points = (maps.points.double() @ world[:3, :3].mT + world[:3, 3]) * scale
+        if self.wrong:
+            poses[0, :3, 3] += 1.0
+        return PointMaps(points.float(), maps.confidence, poses, maps.K_normalized)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [False, True])
+def test_predicted_cameras_and_points_lie_on_the_told_world(
+    run: Run, trained: Trained, monkeypatch, wrong: bool
+) -> None:
+    loaded = load_explained(trained())
+    monkeypatch.setattr(rr, "RecordingStream", Recorded)
+    told = recording_of(loaded)[0].logged
+    found = recording_of(loaded, points=Encoder(wrong))[0].logged
+    points = [numbers(each["world/points"]["Points3D"].positions) for each in (told, found)]
+    assert (np.abs(points[0] - points[1]).max() < 1e-4) is not wrong
+    off = np.array(found["world/encoder/off"]["LineStrips3D"].strips.as_arrow_array().to_pylist())
+    lengths = np.linalg.norm(off[:, 1] - off[:, 0], axis=-1)
+    assert (lengths.max() < 1e-5) is not wrong and len(lengths) == len({*loaded.dataset.select(loaded.dataset.open(0))})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [False, True])
+def test_cameras_of_the_objective_lie_on_the_told_world(run: Run, tmp_path: Path, monkeypatch, wrong: bool) -> None:
+    run("fit", "--config", "qwen25_vl.yaml", "--model.objectives", "[CameraPrediction]")
+    loaded = load_explained(the_run(tmp_path))
+    objective = next(each for each in loaded.model.objectives.values() if isinstance(each, CameraPrediction))
+    predict = objective.predicted_cameras
+
+    def exact(decoded: Any) -> Any:
+        cameras, predicted = predict(decoded)
+        return cameras, predicted if wrong else cameras.world_to_camera
+
+    monkeypatch.setattr(objective, "predicted_cameras", exact)
+    monkeypatch.setattr(rr, "RecordingStream", Recorded)
+    recording, notes = recording_of(loaded)
+    off = np.array(recording.logged["world/predicted/off"]["LineStrips3D"].strips.as_arrow_array().to_pylist())
+    assert not notes and (np.linalg.norm(off[:, 1] - off[:, 0], axis=-1).max() < 1e-4) is not wrong
