@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from evaluation.drawings import camera_map, contact_sheet, pose_map
+from evaluation.drawings import camera_map, columns_of_views, contact_sheet, pose_map
 from evaluation.table import markdown_table
 from zoo.errors import SCENE_FAULTS
-from zoo.tasks.video_qa import VideoQATask, predicted_cameras
+from zoo.tasks.video_qa import VideoQATask, predicted_cameras, predicted_pictures
 
 ANSWER = ("scene", "question", "prediction", "ground_truth")
 
@@ -23,8 +23,9 @@ ANSWER = ("scene", "question", "prediction", "ground_truth")
 class GalleryCallback(Callback):
     """Log one contact sheet per scene, and a map of the camera path if the scene has poses, once per run.
 
-    Each validation logs the answers about the first scenes and, with the objective `CameraPrediction`, a map of the
-    predicted and true cameras. Training that samples answers logs those to one question whenever it logs its loss.
+    Each validation logs the answers about the first scenes. With the objective `CameraPrediction` it also logs a map of
+    the predicted and true cameras, and with one that predicts views those beside the target and the nearest shown view.
+    Training that samples answers logs those to one question whenever it logs its loss.
 
     Args:
         scenes: Number of validation scenes. 0 logs none.
@@ -63,13 +64,15 @@ class GalleryCallback(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Log the cameras that the model predicts for the first scenes, and keep its answers."""
+        """Log the cameras and views that the model predicts for the first scenes, and keep its answers."""
         if batch_idx >= self.scenes or not picture_loggers(trainer) or not isinstance(pl_module, VideoQATask):
             return
         self._answers += [[str(record[key]) for key in ANSWER] for record in outputs]
         with trainer.precision_plugin.forward_context(), suppress(*SCENE_FAULTS):  # an image must not stop a run
             found = predicted_cameras(pl_module.model, batch)
             log_images(trainer, {f"cameras/{name}": pose_map(*poses) for name, poses in found.items()})
+            pictures = predicted_pictures(pl_module.model, batch)
+            log_images(trainer, {name: columns_of_views(columns) for name, columns in pictures.items()})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the answers about the first scenes."""

@@ -221,17 +221,20 @@ class MetricsCallback(AnswerStore):
             raise InputError(f"{stage}: all {len(records)} questions failed, the first with: {reason}")
         summary = summarize(records, self._benchmark, self._metric.scorer, self._metric.compute())
         small = small_parameters(pl_module) if stage == "test" else {}  # on all processes, which may hold shards
-        # 2. Loggers, and what the table says.
+        # 2. Loggers, and what the table says. Validations show the best constant, which no training beats at first.
         objectives = {f"{stage}/{name}": error for name, error in summary.get("objectives", {}).items()}
-        pl_module.log_dict(_scalars(summary, stage) | objectives, sync_dist=True)
+        scored = [record for record in records if record["score"] is not None]
+        blind = BlindBaselines() if stage == "test" else constant_baseline(scored, self._benchmark, self._metric.scorer)
+        constant = _scalars(blind.scores["constant"], "constant") if blind.scores else {}
+        pl_module.log_dict(_scalars(summary, stage) | constant | objectives, sync_dist=True)
         if not trainer.is_global_zero:
             return
         missing: dict[str, int] = getattr(data, "missing", {})
         summary["counts"] |= {"missing": sum(missing.values()), "filtered": getattr(data, "filtered", 0)}
         summary["missing_scenes"] = missing
-        blind = self._blind_baselines(records, data) if stage == "test" else BlindBaselines()
         if stage == "test":
-            summary["baselines"] = blind.scores
+            blind = self._blind_baselines(records, data)
+        summary["baselines"] = blind.scores
         # 3. Files. A test is finished when its metrics.json exists.
         if stage == "test":
             assert self.folder is not None
@@ -321,7 +324,7 @@ def in_order(records: Iterable[dict[str, Any]], ids: Iterable[str]) -> list[dict
     return [first[id] for id in dict.fromkeys(chain(ids, first)) if id in first]
 
 
-def _scalars(result: Mapping[str, Any], stage: Stage) -> dict[str, float]:
+def _scalars(result: Mapping[str, Any], stage: str) -> dict[str, float]:
     """Return flat names and scores for the loggers, without groups that have no questions."""
     types = result["per_question_type"]
     scores = {f"{stage}/{kind}": entry["score"] for kind, entry in types.items()}

@@ -1,8 +1,8 @@
-"""Drawings of a scene: a sheet of its frames, and maps from above of its camera path and of predicted cameras."""
+"""Drawings of a scene: sheets of frames and of predicted views, maps from above of cameras, told and predicted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +64,27 @@ def contact_sheet(frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int], colu
         image = Image.fromarray(frame.permute(1, 2, 0).cpu().numpy())
         sheet.paste(image.resize((w, h), Image.Resampling.LANCZOS), (x, y))
         draw.text((x, y + h + 2), f"frame {index}" if place == 0 else str(index), INK, font)
+    return sheet
+
+
+def columns_of_views(columns: Mapping[str, Float[Tensor, "v 3 _H _W"]]) -> Image.Image:
+    """Draw pictures of views, one row per view, below the title of each column.
+
+    Args:
+        columns: Pictures in 0..1 of the same views by title. Small ones are enlarged without smoothing.
+    """
+    height, width = next(iter(columns.values())).shape[-2:]
+    scale = THUMBNAIL / max(height, width)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    rows = max(len(views) for views in columns.values())
+    sheet = Image.new("RGB", (GAP + len(columns) * (w + GAP), LABEL + GAP + rows * (h + GAP)), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    for column, (title, views) in enumerate(columns.items()):
+        x = GAP + column * (w + GAP)
+        draw.text((x, 2), title, INK, font)
+        for row, view in enumerate((255 * views.float().clamp(0, 1)).round().byte()):
+            image = Image.fromarray(view.permute(1, 2, 0).cpu().numpy())
+            sheet.paste(image.resize((w, h), Image.Resampling.NEAREST), (x, LABEL + GAP + row * (h + GAP)))
     return sheet
 
 

@@ -129,6 +129,8 @@ def test_validation_in_fit_can_be_monitored_and_the_sanity_check_leaves_no_trace
     assert run.callback_metrics["val/all/macro"].item() == pytest.approx(result["all"]["macro"])
     assert checkpoint.best_model_score.item() == pytest.approx(result["all"]["macro"])
     assert "val/mra/micro" in (tmp_path / "metrics.csv").read_text()
+    constant = run.callback_metrics["constant/all/macro"].item()  # a training that has not begun scores no more
+    assert result["all"]["macro"] != constant > 0
     assert not (tmp_path / "metrics.json").exists()  # only a test writes it
 
 

@@ -328,6 +328,10 @@ class Objective(Configurable, nn.Module, ABC):
         """
         return {}
 
+    def pictures(self, decoded: Decoded) -> dict[str, Float[Tensor, "v 3 _H _W"]]:
+        """Return pictures to look at, in 0..1, of one scene: each column by its title. Most objectives have none."""
+        return {}
+
 
 class LayerObjective(Objective):
     """An objective with a head on the hidden states of one decoder layer.

@@ -26,6 +26,7 @@ from zoo.sequences.loaded_scene import Grid
 from zoo.sequences.target_views import Drawn, TargetViews
 
 Predicted = Literal["tokens", "pixels"]
+COLUMNS = ("target", "prediction", "nearest shown view")  # of pictures
 
 
 class ViewPredictor(nn.Module):
@@ -204,6 +205,14 @@ class HeldOutViews(Objective):
                     found[f"{prefix}{name}"] = values.mean()
         return found
 
+    def pictures(self, decoded: Decoded) -> dict[str, Float[Tensor, "v 3 _H _W"]]:
+        """See `Objective`. Pixels of the target views, of their predictions, and of the nearest shown views."""
+        for target, predicted in self.predicted_views(decoded) if self.predicts == "pixels" else ():
+            copies = target.context[nearest_views(target.shown, target.cameras)]
+            columns = zip(COLUMNS, (target.values, predicted[0], copies), strict=True)
+            return {name: uncut(each, target.size, self.pixels_per_token) for name, each in columns}
+        return {}
+
     def _losses(
         self, predicted: Float[Tensor, "rows v n outputs"], values: Float[Tensor, "v n outputs"]
     ) -> dict[str, Float[Tensor, "rows v n"]]:
@@ -289,3 +298,9 @@ def cells(frames: Shaped[Tensor, "S 3 H W"], grid: Grid, side: int) -> Float[Ten
     small = F.interpolate(unit_colors(frames), (rows * side, columns * side), mode="area")
     patches = small.unflatten(3, (columns, side)).unflatten(2, (rows, side))  # (S, 3, rows, side, columns, side)
     return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def uncut(values: Float[Tensor, "S n outputs"], size: tuple[int, int], side: int) -> Float[Tensor, "S 3 h w"]:
+    """Return the pictures of the colors that `cells` returns. `size` has the rows and columns of tokens."""
+    patches = values.unflatten(1, size).unflatten(3, (side, side, 3))
+    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

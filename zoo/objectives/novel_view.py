@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.backbones.base import VisualTokens
+from zoo.cameras.scene_geometry import PatchCameras
 from zoo.errors import InputError, check_choice
 from zoo.geometry.base import unit_colors
 from zoo.geometry.cache import geometry_of_frames
 from zoo.objectives.base import Decoded, Objective
+from zoo.objectives.held_out_views import COLUMNS, nearest_views
 from zoo.precision import full_precision, to_float32
 from zoo.scene_encoding import EncodedScene
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
@@ -432,6 +434,17 @@ class NovelViews(Objective):
             for name, each in (("rmse", rendered), ("unlearned/rmse", shown)):
                 found[name] = (each - target).square().mean().sqrt()
         return found
+
+    def pictures(self, decoded: Decoded) -> dict[str, Float[Tensor, "v 3 _H _W"]]:
+        """See `Objective`. The target views, their renderings, and the nearest shown views."""
+        for scene, target, rendered in self._renderings(decoded):
+            shown, targets = self._views(scene.scene), scene.scene.target_views
+            assert targets is not None and targets.cameras is not None
+            every = torch.ones(len(shown.K), dtype=torch.bool, device=shown.K.device)
+            near = nearest_views(PatchCameras(shown.world_to_camera, shown.K, every), targets.cameras)
+            copies = squares(shown.pictures, self.lvsm_model.size)[near]
+            return dict(zip(COLUMNS, (target, rendered[0], copies), strict=True))
+        return {}
 
     def _renderings(
         self, decoded: Decoded

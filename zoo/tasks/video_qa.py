@@ -206,6 +206,21 @@ def predicted_cameras(model: SpatialVLM, batch: Batch) -> dict[str, tuple[PatchC
 
 
 @torch.no_grad()
+def predicted_pictures(model: SpatialVLM, batch: Batch) -> dict[str, dict[str, Float[Tensor, "v 3 H W"]]]:
+    """Return what objectives have to look at, see `Objective.pictures`, by objective and scene."""
+    drawing = [each for each in model.active_objectives if type(each).pictures is not Objective.pictures]
+    if not drawing or not batch.records:
+        return {}
+    names = {prompt.scenes[0]: batch.records[prompt.rows[0]]["scene"] for prompt in batch.prompts}
+    drawn = {
+        f"{type(objective).__name__}/{names[number]}": objective.pictures(decoded)
+        for number, decoded in _decode_scenes(model, batch, model.encode_scenes(batch))
+        for objective in drawing
+    }
+    return {name: columns for name, columns in drawn.items() if columns}
+
+
+@torch.no_grad()
 def _decode_scenes(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScene]) -> Iterator[tuple[int, Decoded]]:
     """Yield each scene's number and the decoder's output for its prefix, if some objective has errors for it.
 

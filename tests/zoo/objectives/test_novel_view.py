@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from datamodules.collate import QuestionCollate
+from evaluation.drawings import columns_of_views
 from tests.golden.weights import init_, unit_noise
 from tests.tiny import (
     QUESTIONS,
@@ -45,6 +47,7 @@ from zoo.objectives.novel_view import (
     targets_interior,
 )
 from zoo.sequences.batch import Batch
+from zoo.tasks.video_qa import predicted_pictures
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "novel_view"
 CASE: dict[str, Any] = json.loads((GOLDEN / "nvs/two_grids_three_layers.json").read_text())
@@ -260,6 +263,30 @@ def test_it_learns_beside_held_out_views_of_the_same_frames() -> None:
         task = tiny_model("plain", objectives=[NovelViews(**SMALL, views=2), HeldOutViews()][::turn]).train()
         losses = task.losses(tiny_batch(task, *SCENES, training=True))
         assert all(losses[name] > 0 for name in names)
+
+
+@pytest.mark.parametrize("name", ["HeldOutViews", "NovelViews"])
+def test_what_there_is_to_look_at_is_what_is_measured(name: str) -> None:
+    made = HeldOutViews("pixels", width=32) if name == "HeldOutViews" else NovelViews(**SMALL, views=2)
+    task = tiny_model("plain", objectives=[made]).eval()
+    shown, error = SCENES[0], {"HeldOutViews": "l2", "NovelViews": "rmse"}[name]
+    assert shown.target_views is not None and shown.target_views.frames is not None and shown.geometry is not None
+    batch = tiny_batch(task, shown)
+    pictures = predicted_pictures(task.model, batch)[f"{name}/{shown.name}"]
+    target, predicted, nearest = pictures.values()
+    measured = task.predict_batch(batch)[0]["objectives"][f"{name}/{error}"]
+    squared = float((predicted - target).square().mean())
+    assert (squared if error == "l2" else squared**0.5) == pytest.approx(measured, rel=1e-4)
+    frames = shown.target_views.frames[::2].float() / 255  # two equal frames are a view
+    mode = "area" if name == "HeldOutViews" else "bilinear"
+    assert torch.allclose(target, interpolate(frames, target.shape[-2:], mode=mode), atol=1e-5)
+    assert not torch.allclose(nearest, target, atol=0.05)
+    assert columns_of_views(pictures).size[0] > 3 * 150
+
+
+def test_predicted_tokens_are_no_pictures() -> None:
+    task = tiny_model("plain", objectives=[HeldOutViews(width=32)]).eval()
+    assert predicted_pictures(task.model, tiny_batch(task, *SCENES)) == {}
 
 
 def test_rewards_are_given_to_answers_sampled_as_in_training() -> None:
