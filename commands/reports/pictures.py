@@ -36,6 +36,7 @@ COLUMNS = 8  # frames per row of a sheet
 MAP_COLORS = 32
 QUALITIES = (60, 30)  # of JPEG; the second for sheets that are too large by the first
 LIMIT = 30 * 10**6  # bytes of all pictures of a page
+FULL = f"the pictures of a page have at most {LIMIT / 1e6:.0f} MB"
 
 MOST_BYTES = 10**7  # of a file of `explain` that is copied
 JPEG_MARK = b"\xff\xfe" + (len(SOFTWARE[1]) + 2).to_bytes(2, "big") + SOFTWARE[1].encode(), 20  # and its place
@@ -75,7 +76,7 @@ def make_pictures(tested: Sequence[Tested], page: Path) -> tuple[Pictures, list[
     wanted = _datasets(tested)
     found: dict[Shown, list[str]] = {}
     reasons: dict[Shown, str] = {}
-    total = 0
+    explained, total, notes = _copy_explanations(tested, page)  # first: someone asked for each of them
     for shown, source in progress(wanted.items(), "report: pictures", "scenes", len(wanted)):
         if isinstance(source, str):
             reasons[shown] = source
@@ -87,23 +88,28 @@ def make_pictures(tested: Sequence[Tested], page: Path) -> tuple[Pictures, list[
             continue
         total += sum(file.stat().st_size for file in files)
         if total > LIMIT:
-            reasons[shown] = f"the pictures of a page have at most {LIMIT / 1e6:.0f} MB"
+            reasons[shown] = FULL
             break
         found[shown] = [_address(file) for file in files]
-    made = Pictures(found, _copy_explanations(tested, page))
+    made = Pictures(found, explained)
     if not reasons:
-        return made, []
+        return made, notes
     left_out = len({scene for scene, _ in wanted} - {scene for scene, _ in found})
     scenes = f"{left_out} of {len({scene for scene, _ in wanted})} scenes"
-    return made, [f"pictures of {scenes} are left out: {next(iter(reasons.values()))}"]
+    return made, [*notes, f"pictures of {scenes} are left out: {next(iter(reasons.values()))}"]
 
 
-def _copy_explanations(tested: Sequence[Tested], page: Path) -> dict[Path, dict[str, str]]:
+def _copy_explanations(tested: Sequence[Tested], page: Path) -> tuple[dict[Path, dict[str, str]], int, list[str]]:
     """Copy the pictures of `main.py explain` beside the page, see `Pictures`.
 
     A picture belongs to a test if both have the same answer about the same frames. A perturbed test showed other ones.
+
+    Returns:
+        The pictures, their bytes, and notes about those that are left out.
     """
     found: dict[Path, dict[str, str]] = {}
+    sizes: dict[Path, int] = {}
+    left_out = 0
     for each in tested:
         if (
             each.folder is None
@@ -124,10 +130,14 @@ def _copy_explanations(tested: Sequence[Tested], page: Path) -> dict[Path, dict[
                 if is_same and not content["is_given"] and begins_with(drawn, *SOFTWARE_CHUNK):
                     data = _read(drawn)
                     copied = picture_folder(page) / f"{fingerprint(data.hex())}.png"
+                    if sum(sizes.values()) + len(data) > LIMIT:
+                        left_out += 1
+                        continue
                     if not _is_there(copied):
                         replace_file(copied, data)
+                    sizes[copied] = len(data)
                     found.setdefault(each.folder, {})[content["id"]] = _address(copied)
-    return found
+    return found, sum(sizes.values()), [f"{left_out} explanations are left out: {FULL}"] if left_out else []
 
 
 def _read(file: Path) -> bytes:

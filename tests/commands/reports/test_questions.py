@@ -115,7 +115,9 @@ def test_pictures_that_cannot_be_made_are_counted_and_end_no_report(
     assert "the pictures of a page have at most" in capsys.readouterr().err and 2 <= len(files) < 12
 
 
-def test_an_explained_answer_has_its_picture(runs: list[Path], tmp_path: Path) -> None:
+def test_an_explained_answer_has_its_picture(
+    runs: list[Path], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not an answer that was given, other frames, or another program's picture; and no file stops a report."""
     explained, folder = tmp_path / "explained", tmp_path / "explained/explanations"
     shutil.copytree(runs[0], explained)
@@ -135,6 +137,10 @@ def test_an_explained_answer_has_its_picture(runs: list[Path], tmp_path: Path) -
     rows = [row for row in text.split("<details ") if "views that this answer depends on" in row]
     assert len(rows) == 1 and f"<span>{own['id']}</span>" in rows[0]
     assert [Image.open(file).size for file in files if Image.open(file).width < 10] == [(8, 8)]
+    monkeypatch.setattr("commands.reports.pictures.LIMIT", 10)
+    text, _ = write_page([explained], tmp_path)
+    said = "1 explanations are left out: the pictures of a page have at most"
+    assert "views that this answer depends on" not in text and said in capsys.readouterr().err
 
 
 def test_files_of_others_are_neither_shown_nor_replaced(runs: list[Path], tmp_path: Path, capsys) -> None:
