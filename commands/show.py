@@ -19,8 +19,8 @@ The command writes one file, which the viewer opens without the video, the model
 
 The encoder's points and cameras are turned, moved and scaled together onto the dataset's cameras; without those they
 stay in a world of their own. What a scene lacks is left out and named. Rooms that are not rendered yet are rendered
-first, all of the split's. SpaceAwareSampler and PredictedPoints take VGGT-1B unless another encoder is named. In a
-notebook, `commands.showing.recording_of(...).notebook_show()` is a cell with the viewer, with
+first, all of the split's. SpaceAwareSampler and PredictedPoints take VGGT-1B; `--points.encoder zoo.PretrainedDA3` is
+another one. In a notebook, `commands.showing.recording_of(...).notebook_show()` is a cell with the viewer, with
 `pip install 'rerun-sdk[notebook]'`.
 """
 
