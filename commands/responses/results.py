@@ -32,6 +32,7 @@ from zoo.files.atomic_io import read_json, replace_file
 
 RESPONSES = "responses.json"  # in a run's folder
 LEVEL = 0.95
+SMALL = 1e-12  # squared change of the answer per squared change of the truth that is rounding
 UNITS: Mapping[Measure, str] = {"answer": "slope", "exponent": "exponent", "change": ""}
 
 
@@ -110,6 +111,8 @@ class Estimate:
         greedy: The same of the greedy answers that are numbers.
         change: Root mean square deviation of the expected answer (its logarithm for exponents, the probabilities of
             options by total variation) from its mean over the variants of a question.
+        explained: Share of the squared deviations that the slope explains (R²), the mean of the trainings. A rule that
+            knows a place coarsely has a slope near 1 as well, and a lower share.
         error: Mean absolute error of the expected answer, or of its logarithm. None if no true answer is known.
         covered: Mean probability that the candidates cover.
         counted: Share of the variants that count.
@@ -120,6 +123,7 @@ class Estimate:
     slope: Interval
     greedy: Interval
     change: Interval
+    explained: float | None
     error: float | None
     covered: float
     counted: float
@@ -203,12 +207,19 @@ def estimate(responses: Sequence[Response]) -> Estimate:
         slope=pooled("xy", "xx") if has_slope else Interval(None),
         greedy=pooled("greedy_xy", "greedy_xx") if has_slope else Interval(None),
         change=Interval(*(None if each is None else math.sqrt(max(0.0, each)) for each in square)),
+        explained=_explained(responses) if has_slope else None,
         error=total.error / total.known if total.known else None,
         covered=total.covered / total.variants,
         counted=total.variants / sum(each.planned for each in responses),
         scenes=len(set.intersection(*(set(each.sums) for each in responses))),
         trainings=len(responses),
     )
+
+
+def _explained(responses: Sequence[Response]) -> float | None:
+    sums = [Sums(*np.sum([*each.sums.values()], 0).tolist()) for each in responses]
+    known = [own.xy**2 / (own.xx * own.yy) if own.yy > SMALL * own.xx else 0.0 for own in sums if own.xx]
+    return sum(known) / len(known) if known else None
 
 
 # ---- Files and tables ------------------------------------------------------------------------------------------------
@@ -264,6 +275,7 @@ def response_table(responses: Iterable[tuple[str, Response]]) -> pd.DataFrame:
                 "response": _text(found.slope),
                 "of": UNITS[first.measure] if first.has_slope else "options" if first.is_choice else "",
                 "if used": expected if first.has_slope else "",
+                "R²": f"{found.explained:.2f}" if found.explained is not None and first.expected else "",
                 "greedy": "" if found.greedy.value is None else f"{found.greedy.value:.2f}",
                 "RMS change": "" if found.change.value is None else f"{found.change.value:.3g}",
                 "mean error": "" if found.error is None else f"{found.error:.3g}",

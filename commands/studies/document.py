@@ -136,6 +136,18 @@ class Document:
         )
         return response_table(labeled).reset_index()
 
+    def hit_table(self) -> pd.DataFrame:
+        """Return the table of the hits of each setting against each exact rule. Empty if there are none."""
+        rows, rules = [], list[str]()
+        for name in self.study.settings:
+            for column in self.study.columns_of(name):
+                own = [each.hits for each in self.found(Cell(name, column)).values() if each.hits]
+                rules = [rule for rule in own[0] if rule.startswith(ORACLE)] if own else rules
+                means = [[each[rule][0] for each in own] for rule in rules if own]
+                cells = [f"{statistics.fmean(each):.2f} ({min(each):.2f} to {max(each):.2f})" for each in means]
+                rows += [[", ".join(filter(None, (name, column))), *cells]] if own else []
+        return pd.DataFrame(rows, columns=["setting", *(rule.removeprefix(ORACLE) for rule in rules)])
+
     def verdict(self) -> str:
         """Return which settings are above all blind baselines and oracles, and by how much. "" without oracles.
 
@@ -349,6 +361,13 @@ class Document:
         if not (responses := self.response_table()).empty:
             what = "The slope of the answer on what an intervention changes, with its 95 % interval: see"
             parts += ["## Responses", f"{what} `python main.py measure-responses --help`.", _markdown(responses)]
+        if not (hits := self.hit_table()).empty:
+            what = (
+                "An answer that is right counts as 1 over the probability that the rule gives right answers. Whoever"
+                " knows no more than the rule has a mean of at most 1. A cell has the mean of the trainings, with the"
+                " least and the greatest."
+            )
+            parts += ["## Are answers right more often than a rule permits?", what, _markdown(hits)]
         if not (begun := self.begin_table()).empty:
             what = (
                 f"A training begins when the score of its validation scenes reaches {study.begins:g}. `>` is before the"

@@ -74,6 +74,7 @@ class Result:
         predictions: The answer to each question, see `compress`. "" for results of former versions.
         responses: The model's responses to interventions, with the row's own test, see `compress`. "" if none are
             measured.
+        hits: For each exact rule of a task, the mean and the standard error of `evaluation.baselines.hit_test`.
     """
 
     setting: str
@@ -95,6 +96,7 @@ class Result:
     curve: list[list[int | float]] = field(default_factory=list)
     predictions: str = ""
     responses: str = ""
+    hits: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Results:
@@ -308,8 +310,14 @@ def read_result(
         curve=[[step, round(score, DIGITS)] for step, score in curve],
         predictions=compress([record["prediction"] for record in records]),
         responses=compress([as_json(each) for each in responses]) if responses else "",
+        hits={name: rounded_hits(own["hits"]) for name, own in metrics.get("baselines", {}).items() if "hits" in own},
     )
     return result, questions
+
+
+def rounded_hits(hits: Mapping[str, float]) -> list[float]:
+    """Return the mean and the standard error of a hit test."""
+    return [round(hits[name], DIGITS) for name in ("mean", "standard_error")]
 
 
 def unpack_responses(result: Result) -> list[Response]:

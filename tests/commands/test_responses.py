@@ -69,6 +69,18 @@ def test_a_slope_is_that_of_numpy_and_an_offset_is_an_error() -> None:
     assert found.error == pytest.approx(25, abs=3) and found.covered == pytest.approx(0.9) and found.counted == 1
 
 
+def test_a_rule_that_knows_halves_has_a_slope_near_1_and_explains_less() -> None:
+    """A place is uniform in -1 to 1; the rule answers by the middle of its half. Its slope over both halves is 0.75."""
+    places, found = np.linspace(-1, 1, 2001), {}
+    for name, answers in (("halves", np.sign(places) / 2), ("exact", places), ("ignores", 0 * places)):
+        rows = zip(places.tolist(), answers.tolist(), strict=True)
+        variants = [{"value": x, "truth": x, "answer": y, "greedy": y, "covered": 1.0} for x, y in rows]
+        sums = {"room": sums_of("answer", variants)}
+        found[name] = estimate([Response("MovedPanel", "q", "answer", False, 1.0, "", 2001, sums)])
+    assert found["halves"].slope.value == pytest.approx(0.75, abs=1e-3)
+    assert [each.explained for each in found.values()] == pytest.approx([0.75, 1, 0], abs=1e-3)
+
+
 @pytest.mark.parametrize("trainings", [1, 3])
 def test_intervals_hold_the_truth_as_often_as_they_say(trainings: int) -> None:
     """Trainings have slopes of their own as well. The interval of one training is for that training alone."""

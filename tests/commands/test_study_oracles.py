@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from commands.studies.oracles import add_oracles
-from commands.studies.results import Questions, Result, Results, rounded_scores
+from commands.studies.results import Questions, Result, Results, compress, rounded_scores
 from commands.studies.study_file import read_study
 from commands.study import study
 from datamodules import PanelRooms, PanelRotation
@@ -90,6 +90,21 @@ def test_a_test_with_camera_errors_gets_oracles_that_answer_from_its_wrong_camer
     possible = f"{POSSIBLE}pose and pixel"
     assert same == true and noisy["constant"] == true["constant"]
     assert noisy[possible]["panel_turn"] < true[possible]["panel_turn"] - 0.1
+
+
+def test_right_answers_are_hits_beyond_what_a_rule_without_the_pixel_permits(results: Results) -> None:
+    questions = results.questions["key"]
+    source = PanelRooms(PanelRotation(), scenes=(60, 0, TESTED))
+    right = [source.drawn("test", index)[0].questions[0].ground_truth for index in range(TESTED)]
+    answers = [right, [*right[1:], right[0]]]  # the control: those of other rooms
+    results.own = [replace(each, predictions=compress(own)) for each, own in zip(results.own, answers, strict=True)]
+    results.questions["key"] = replace(questions, ground_truths=right)
+    list(add_oracles(results))
+    rule = f"{ORACLE}poses without pixel"
+    (mean, error), (low, _) = (each.hits[rule] for each in results.own)
+    assert mean - 2 * error > 1.5 and low < 1
+    study(["studies/turns.yaml", "--write"])
+    assert f"| {mean:.2f} ({mean:.2f} to {mean:.2f})" in Path("studies/turns.md").read_text()
 
 
 def test_rooms_that_have_changed_since_get_no_oracles(

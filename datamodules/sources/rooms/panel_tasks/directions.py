@@ -255,7 +255,8 @@ class PanelGlimpse(PanelRotation):
         between_deg: Smallest angle between two neighboring views.
         step_deg: Answers are multiples of this angle.
         swept_deg: Angle over which `sweep` spreads.
-        lamp_m: The lamp's distance along each axis, so large that its light is even, and equal on all surfaces.
+        lamp_m: The lamp's distance along each axis, so large that its light is even, and equal on all surfaces. The
+            shade of a panel tells its direction in the room, whose own direction is drawn at random.
     """
 
     version: ClassVar[int] = 1
