@@ -316,8 +316,8 @@ class TurnedPanelView(TurnedCameras):
 class TurnedEmptyViews(TurnedCameras):
     """Turn the cameras of the frames that show no part of the panel, see `TurnedCameras`. The answer stays.
 
-    The response is the slope on what the answer would be if the panel were seen there. All of them turn by one angle, so a
-    use of the angle between two of them is not seen.
+    The response is the slope on what the answer would be if the panel were seen there. All of them turn by one angle,
+    so a use of the angle between two of them is not seen.
     """
 
     def turns(self, is_first: Bool[np.ndarray, " T"], shows_panel: Bool[np.ndarray, " T"]) -> Bool[np.ndarray, " T"]:

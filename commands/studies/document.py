@@ -359,8 +359,12 @@ class Document:
         if not (further := self.test_table()).empty:
             parts += ["## Further tests of the trained models", _markdown(further)]
         if not (responses := self.response_table()).empty:
-            what = "The slope of the answer on what an intervention changes, with its 95 % interval: see"
-            parts += ["## Responses", f"{what} `python main.py measure-responses --help`.", _markdown(responses)]
+            what = (
+                "The slope of the answer on what an intervention changes, with its 95 % interval: see `python main.py"
+                " measure-responses --help`. The scenes are the first of the training's own test split, without the"
+                " options of the tests above."
+            )
+            parts += ["## Responses", what, _markdown(responses)]
         if not (hits := self.hit_table()).empty:
             what = (
                 "An answer that is right counts as 1 over the probability that the rule gives right answers. Whoever"
