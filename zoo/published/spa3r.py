@@ -28,9 +28,9 @@ from zoo.encodings.base import DecoderLayout
 from zoo.encodings.prope import projection_matrices
 from zoo.encodings.view_mixers import multiview_attention
 from zoo.fusions.base import ActiveBranches, Fusion
-from zoo.geometry.base import GeometryEncoder, Head, announce_license
-from zoo.geometry.layers import MLP, Attention, Block, rotations_at
-from zoo.geometry.vggt import VGGT, official_tensors
+from zoo.geometry.base import GeometryEncoder, Head, announce_license, valid_cameras
+from zoo.geometry.layers import MLP, Attention, Block, rotations_at, select_frames
+from zoo.geometry.vggt import VGGT, official_tensors, pose_encoding_to_cameras
 from zoo.geometry.vggt.model import VGGT_1B
 from zoo.geometry.vggt_encoder import VGGTEncoder, find_run_weights, tiny_vggt
 from zoo.model import SpatialVLM
@@ -71,6 +71,7 @@ DROPPED = re.compile(r"aggregator\.global_blocks\.\d+\.attn\.[qk]_norm\.bias")
 FIELD = ("projection.", "query_embed.", "encoder.")  # starts of the names of what computes latents
 PREDICTOR = ("pose_tokenizer.", "decoder.", "heads.", "depth_prob.")  # of what predicts features
 TEACHER = ("dino.",)  # of DINOv3, which gives targets
+VGGT_HEADS = ("camera_head.", "depth_head.", "point_head.", "track_head.")
 LOSSES = ("geo_l1", "geo_cos", "sem_l1", "sem_cos", "depth_prob")  # of weight 1 each
 
 Attend = Callable[[Attention, Tensor], Tensor]
@@ -300,6 +301,37 @@ class Spa3REncoder(VGGTEncoder):
         rows, columns = (side // self.patch_size for side in images.shape[-2:])
         return {"latents": self.field.encode(features, (rows, columns))}
 
+    @torch.no_grad()
+    def observe(
+        self, images: Float[Tensor, "B V 3 H W"], is_target: Bool[Tensor, "B V"], *, is_masked: bool, cameras: bool
+    ) -> tuple[Float[Tensor, "B context N C"], Float[Tensor, "B V N C"], tuple[Tensor, Tensor, Tensor] | None]:
+        """Return VGGT's features, which a training of the field reads and predicts.
+
+        Args:
+            images: RGB in 0..1.
+            is_target: Target views, equally many in each scene. The others are context.
+            is_masked: Run VGGT once, so that context views attend to each other and targets to all. Otherwise the
+                context views run again without the targets.
+            cameras: Whether to predict cameras and depth.
+
+        Returns:
+            Features of the context views, features of all views, and poses, intrinsics and depth of all views.
+        """
+        heads = ("camera", "depth") if cameras else ()
+        output = self.vggt.compute(images, (-1,), heads, attends=attends_to(is_target) if is_masked else None)
+        features = output.tokens[-1][:, :, output.patch_start :]
+        context = is_target.int().argsort(stable=True, dim=1)[:, : is_target.shape[1] // 2]
+        if is_masked:
+            seen = select_frames(features, context)
+        else:
+            alone = self.vggt.compute(select_frames(images, context), (-1,), ())
+            seen = alone.tokens[-1][:, :, alone.patch_start :]
+        if output.pose_enc is None or output.depth is None:
+            return seen, features, None
+        size = images.shape[-2], images.shape[-1]
+        poses, K, _ = valid_cameras(output.pose_enc, size, pose_encoding_to_cameras)
+        return seen, features, (poses, K, output.depth[..., 0])
+
     def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
         """See `GeometryEncoder`. What predicts features serves the pretraining alone."""
         if name.startswith("field."):
@@ -402,7 +434,7 @@ def make_field(
             return Spa3RField(*sizes, **options)
     with torch.device("meta"):
         field = Spa3RField(*sizes, **options).to(dtype)
-    others = ("aggregator.", *(f"{head}_head." for head in ("camera", "depth", "point", "track")), *TEACHER)
+    others = ("aggregator.", *VGGT_HEADS, *TEACHER)
     load_weights(field, ReleasedWeights(weights, "Spa3R", is_skipped=lambda name: name.startswith(others)))
     return field
 
@@ -523,7 +555,7 @@ def start(module: nn.Module) -> None:
 PREFIX = "geometry_encoder.spa3r."
 ADAPTER = ("geometry_projector.", "geom_cross_attention.", "ln.", "geometry_adaptor.", "geometry_gate.")
 LAYOUT: Layout = {
-    f"{PREFIX}aggregator.": f"{VGGT_MODEL}aggregator.",
+    **{f"{PREFIX}{part}": f"{VGGT_MODEL}{part}" for part in ("aggregator.", *VGGT_HEADS)},
     PREFIX: f"{GEOMETRY}field.",
     **{name: f"{FUSION}adapter.{name}" for name in ADAPTER},
 }
