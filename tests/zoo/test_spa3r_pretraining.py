@@ -22,8 +22,10 @@ from datamodules import FixedWidthStills, PixelBounds, RandomSteps, Rooms, Video
 from datamodules.samplers.uniform import random_steps
 from datamodules.scenes import Scene
 from datamodules.video import Video, even_steps
+from run_folder.configs import merge_configs
 from tests.conftest import ROOMS
 from tests.processes import run_in_process
+from tests.test_two_processes import REPOSITORY
 from tests.tiny import replies, tiny_backbone, tiny_batch, tiny_model, two_scenes
 from tests.zoo import sharded
 from tests.zoo.fused_golden import load_case
@@ -33,6 +35,7 @@ from tests.zoo.test_fsdp2 import check
 from tests.zoo.test_spa3r import cases
 from zoo import GeometryCache, InputError, LearningRates, PretrainedSpa3R, TinySpa3R, TinyVGGT
 from zoo.checkpoints import official_tensors
+from zoo.configuration import flatten
 from zoo.geometry import SceneGeometry
 from zoo.published.spa3r import PREFIX, Spa3RFusion, Spa3VLM
 from zoo.published.spa3r_pretraining import DINOv3, Spa3RPretraining, resized_patches, target_mask
@@ -389,3 +392,23 @@ def test_it_trains_with_shards_as_without(tmp_path: Path, rooms_root: Path, monk
     monkeypatch.setattr(sharded, "cases", cases)
     run_in_process(sharded.main, tmp_path, str(rooms_root), ["latents"], limit_s=1700)
     check(tmp_path / "latents")
+
+
+# ---- the published training of the model -----------------------------------------------------------------------
+
+
+def test_the_recipe_holds_the_published_settings() -> None:
+    configs = ["spa3_vlm.yaml", "scale_spa3_vlm_3b.yaml", str(REPOSITORY / "recipes/spa3_vlm.yaml")]
+    found = flatten(merge_configs(configs).settings)
+    expected = {
+        **{"model.learning_rates.decoder": 1e-5, "model.learning_rates.connector": 1e-5},
+        **{"model.learning_rates.vision": None, "model.learning_rates.vision_merger": "vision"},
+        **{"model.optimizer.weight_decay": 0.01, "model.fusion.published_start": True},
+        **{"model.geometry.class_path": "PretrainedSpa3R", "model.geometry.path": "weights/spa3r"},
+        **{"data.num_frames": 8, "data.frames_as": "image", "data.still_resize.class_path": "FixedWidthStills"},
+        **{"data.source.parts.0.path": "data/annotations/vsi_590k.jsonl", "data.batch_size": 1},
+        **{"trainer.max_epochs": 1, "trainer.accumulate_grad_batches": 8},
+    }
+    assert {option: found[option] for option in expected} == expected and "data.source.parts.1.path" not in found
+    other = flatten(merge_configs(["spa3_vlm.yaml", "scale_3b.yaml", configs[2]]).settings)
+    assert other["model.geometry.class_path"] == "PretrainedVGGT"  # the control: without latents
