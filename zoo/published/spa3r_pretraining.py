@@ -79,6 +79,10 @@ class DINOv3(Configurable, nn.Module):
         """Channels of the tokens."""
         return int(self.vit.config.hidden_size)
 
+    def train(self, mode: bool = True) -> DINOv3:
+        """Stay in eval mode."""
+        return super().train(False)
+
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "N 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "N patches C"]:
         """Return the tokens of pictures in 0..1 of `grid` rows and columns of patches."""
@@ -201,9 +205,6 @@ class Spa3RPretraining(Pretraining):
     def model_spec(self, *, training: bool = False) -> ModelSpec:
         given = self.camera_source == "dataset"
         return ModelSpec(requires_cameras=given, requires_depth=given, requires_frames=True)
-
-    def part_of(self, name: str) -> str:
-        return "geometry" if name.startswith("geometry.field.") else "vision"  # frozen networks
 
     def restored_by_files(self, name: str) -> bool:
         is_vggt = name.startswith("geometry.vggt.") and bool(self.geometry.vggt.files)
