@@ -21,8 +21,8 @@ __getattr__, __all__ = lazy_exports(
         ],
         "samplers": [
             *("Consecutive", "DatasetDepth", "Duplicate", "FramePairing", "FrameSampler", "Neighbor", "OffsetNeighbor"),
-            *("PointSource", "PoseFarthestSampler", "PosePlaneSampler", "RandomSampler", "SceneView", "SelectedFrames"),
-            *("SpaceAwareSampler", "UniformSampler", "PredictedPoints"),
+            *("PointSource", "PoseFarthestSampler", "PosePlaneSampler", "PredictedPoints", "RandomSampler"),
+            *("RandomSteps", "SceneView", "SelectedFrames", "SpaceAwareSampler", "UniformSampler"),
         ],
         "sources": [
             *("Conversations", "Mixture", "PanelAnywhere", "PanelDirection", "PanelDistance", "PanelDwelling"),

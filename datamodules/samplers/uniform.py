@@ -1,4 +1,4 @@
-"""Frames at even steps, by the rounding rules of published code, and random frames for training."""
+"""Frames at even steps, by the rounding rules of published code, and random frames or steps for training."""
 
 from __future__ import annotations
 
@@ -77,3 +77,45 @@ class RandomSampler(FrameSampler):
         draw = random.Random(f"{self.seed}/{scene.epoch}/{scene.video.path.name}")
         edges = [round(i * total / n) for i in range(n + 1)]
         return [draw.randrange(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+class RandomSteps(FrameSampler):
+    """Frames at random steps from a random start, drawn anew in every epoch. They show one part of a video.
+
+    Spa3R's pretraining draws them (arXiv 2602.21186). In a short video the largest step is reduced, and if even the
+    smallest does not fit, any frames are drawn. The draw depends only on the seed, the epoch and the video's name.
+
+    Args:
+        least: Smallest step between two frames.
+        most: Largest step between two frames.
+        seed: Seed of the draw. null uses the run's seed.
+        candidates: Number of candidates at even steps. null uses all frames.
+    """
+
+    def __init__(self, least: int = 2, most: int = 6, seed: int | None = None, candidates: int | None = None) -> None:
+        if not 1 <= least <= most:
+            raise InputError(f"RandomSteps has steps of {least} to {most}: give 1 or more, the smaller number first")
+        self.least, self.most, self.seed, self.candidates = least, most, resolve_seed(seed), candidates
+
+    @property
+    def varies_by_epoch(self) -> bool:
+        """See `FrameSampler`."""
+        return True
+
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        """Choose a start, and the steps from it."""
+        draw = random.Random(f"{self.seed}/{scene.epoch}/{scene.video.path.name}")
+        return random_steps(len(scene.pool), n, self.least, self.most, draw)
+
+
+def random_steps(total: int, n: int, least: int, most: int, draw: random.Random) -> list[int]:
+    """Draw n of `total` frames at random steps. All frames if there are not more."""
+    if total <= n:
+        return list(range(total))
+    most = min(most, (total - 1) // max(1, n - 1))
+    if most < least:
+        return sorted(draw.sample(range(total), n))
+    places = [draw.randint(0, total - 1 - most * (n - 1))]
+    while len(places) < n:
+        places.append(places[-1] + draw.randint(least, most))
+    return places

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from zoo.geometry.base import BRIGHTEST, DARKEST, check_size
@@ -115,14 +115,20 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Float[Tensor, "B N C"], rotations: Float[Tensor, "2 N 2 quarter"] | None = None
+        self,
+        x: Float[Tensor, "B N C"],
+        rotations: Float[Tensor, "2 N 2 quarter"] | None = None,
+        mask: Bool[Tensor, "B 1 N N"] | None = None,
     ) -> Float[Tensor, "B N C"]:
-        """Attend over N tokens. `rotations` from `patch_rotations` are applied to queries and keys."""
+        """Attend over N tokens, or where `mask` is true.
+
+        `rotations` from `patch_rotations` are applied to queries and keys.
+        """
         q, k, v = self.queries_keys_values(x)
         if rotations is not None:
             q, k = rotate(q, rotations), rotate(k, rotations)
         # one dtype: under autocast LayerNorm returns float32; contiguous: SDPA is faster with it on a CPU
-        out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v.contiguous(), is_causal=self.causal)
+        out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v.contiguous(), mask, is_causal=self.causal)
         return self.output(out)
 
     def queries_keys_values(self, x: Float[Tensor, "B N C"]) -> Heads:
@@ -220,10 +226,13 @@ class Block(nn.Module):
         self.ls2: nn.Module = LayerScale(dim) if layer_scale else Residual()
 
     def forward(
-        self, x: Float[Tensor, "B N C"], rotations: Float[Tensor, "2 N 2 quarter"] | None = None
+        self,
+        x: Float[Tensor, "B N C"],
+        rotations: Float[Tensor, "2 N 2 quarter"] | None = None,
+        mask: Bool[Tensor, "B 1 N N"] | None = None,
     ) -> Float[Tensor, "B N C"]:
         """Apply attention, then the MLP, each with a residual connection."""
-        x = self.ls1(x, self.attn(self.norm1(x), rotations))
+        x = self.ls1(x, self.attn(self.norm1(x), rotations, mask))
         return self.ls2(x, self.mlp(self.norm2(x)))
 
 

@@ -376,7 +376,9 @@ class TinyPi3X(Pi3XEncoder):
                 pi3x = Pi3X(config)
             pi3x.init_central_cameras()
         else:
-            tensors = StoredTensors(lambda: find_run_weights(path, "--model.geometry TinyPi3X"))
+            tensors = StoredTensors(
+                lambda: find_run_weights(path, "--config geometry_tiny.yaml --model.geometry TinyPi3X")
+            )
             pi3x = Pi3X.from_official(config, tensors, torch.float32, conditions=conditions)
         super().__init__(pi3x, layers, conditions, scale_from=scale_from)
         self.path = path

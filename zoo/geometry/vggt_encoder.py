@@ -203,33 +203,59 @@ class TinyVGGT(VGGTEncoder):
         scale_from: ScaleSource | None = None,
         reference: ReferenceFrame = "first",
     ) -> None:
-        dense = {"dim_in": 2 * embed_dim, "features": features, "out_channels": [features] * 4}
-        dense["intermediate_layer_idx"] = [depth * (i + 1) // 4 - 1 for i in range(4)]
-        every: dict[str, dict[str, Any]] = {
-            "camera_head": {"dim_in": 2 * embed_dim, "trunk_depth": 2, "num_heads": num_heads},
-            "depth_head": dense | {"output_dim": 2, "activation": "exp"},
-            "point_head": dense | {"output_dim": 4, "activation": "inv_log"},
-        }
-        config = {"aggregator": dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, patch_embed="conv")}
-        config |= {f"{head}_head": every[f"{head}_head"] for head in heads}
-        if path is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(resolve_seed(seed))
-                vggt = VGGT(**config)
-            if vggt.camera_head is not None:
-                vggt.camera_head.init_identity_pose()
-        else:
-            vggt = VGGT.from_official(config, StoredTensors(lambda: find_run_weights(path)), torch.float32)
+        weights = None if path is None else StoredTensors(lambda: find_run_weights(path))
+        vggt = tiny_vggt(VGGT, embed_dim, depth, num_heads, features, heads, weights, seed)
         super().__init__(vggt, layers, scale_from=scale_from, reference=reference)
         self.path = path
 
 
-def find_run_weights(path: str, *options: str) -> Path:
-    """Return the weights file that `fit --config geometry_tiny.yaml` writes.
+def tiny_vggt(
+    kind: type[VGGT],
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    features: int,
+    heads: Sequence[Head],
+    weights: Tensors | None,
+    seed: int | None,
+) -> VGGT:
+    """Build a small VGGT.
+
+    Args:
+        kind: Its class.
+        embed_dim: See `TinyVGGT`, like the next arguments.
+        depth: Number of aggregator layers.
+        num_heads: Number of attention heads.
+        features: Width of the dense heads.
+        heads: Heads to build.
+        weights: Official tensors. None is random weights.
+        seed: Seed of the random weights. None is the run's seed.
+    """
+    dense = {"dim_in": 2 * embed_dim, "features": features, "out_channels": [features] * 4}
+    dense["intermediate_layer_idx"] = [depth * (i + 1) // 4 - 1 for i in range(4)]
+    every: dict[str, dict[str, Any]] = {
+        "camera_head": {"dim_in": 2 * embed_dim, "trunk_depth": 2, "num_heads": num_heads},
+        "depth_head": dense | {"output_dim": 2, "activation": "exp"},
+        "point_head": dense | {"output_dim": 4, "activation": "inv_log"},
+    }
+    config = {"aggregator": dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, patch_embed="conv")}
+    config |= {f"{head}_head": every[f"{head}_head"] for head in heads}
+    if weights is not None:
+        return kind.from_official(config, weights, torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(resolve_seed(seed))
+        vggt = kind(**config)
+    if vggt.camera_head is not None:
+        vggt.camera_head.init_identity_pose()
+    return vggt
+
+
+def find_run_weights(path: str, made_by: str = "--config geometry_tiny.yaml") -> Path:
+    """Return the weights file that a pretraining writes.
 
     Args:
         path: The run folder or its model.safetensors.
-        options: Further options of that command, for the error message.
+        made_by: The options of `fit` that make one, for the error message.
 
     Raises:
         InputError: There is no such file.
@@ -238,8 +264,7 @@ def find_run_weights(path: str, *options: str) -> Path:
     file = local if local.is_file() else local / WEIGHTS
     if not file.is_file():
         raise InputError(
-            f"{path} holds no {WEIGHTS}: make one with "
-            f"`{' '.join(('python main.py fit --config geometry_tiny.yaml', *options))}`, or set --model.geometry.path "
-            "to the run that did"
+            f"{path} holds no {WEIGHTS}: make one with `python main.py fit {made_by}`, or set --model.geometry.path to "
+            "the run that did"
         )
     return file

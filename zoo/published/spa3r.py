@@ -8,14 +8,15 @@ hustvl/Spa3R, state 07e0b60. Gradients reach neither VGGT nor DINOv3, whose outp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from zoo.backbones.base import AttentionImplementation, DType, License
@@ -27,19 +28,29 @@ from zoo.encodings.base import DecoderLayout
 from zoo.encodings.prope import projection_matrices
 from zoo.encodings.view_mixers import multiview_attention
 from zoo.fusions.base import ActiveBranches, Fusion
-from zoo.geometry.base import GeometryEncoder
-from zoo.geometry.layers import MLP, Attention, Block, rotations_at
-from zoo.geometry.vggt import VGGT
-from zoo.geometry.vggt_encoder import VGGTEncoder
+from zoo.geometry.base import GeometryEncoder, Head, announce_license, valid_cameras
+from zoo.geometry.layers import MLP, Attention, Block, rotations_at, select_frames
+from zoo.geometry.vggt import VGGT, official_tensors, pose_encoding_to_cameras
+from zoo.geometry.vggt.model import VGGT_1B
+from zoo.geometry.vggt_encoder import VGGTEncoder, find_run_weights, tiny_vggt
 from zoo.model import SpatialVLM
 from zoo.precision import full_precision
 from zoo.published.release import Release, ReleasedGeometry, aggregator_arguments, flat_settings, refuse_others
 from zoo.seed import resolve_seed
 from zoo.sequences.layout import GridTHW
 from zoo.tasks.video_qa import VideoQATask
-from zoo.weights.load import Layout, ReleasedWeights, Tensors, TensorsUnder, load_weights
+from zoo.weights.load import (
+    FirstNames,
+    Layout,
+    ReleasedWeights,
+    StoredTensors,
+    Tensors,
+    TensorsUnder,
+    load_weights,
+)
 
 __all__ = [
+    "PretrainedSpa3R",
     "PretrainedSpa3VLM",
     "Spa3RFusion",
     "Spa3VLM",
@@ -60,6 +71,7 @@ DROPPED = re.compile(r"aggregator\.global_blocks\.\d+\.attn\.[qk]_norm\.bias")
 FIELD = ("projection.", "query_embed.", "encoder.")  # starts of the names of what computes latents
 PREDICTOR = ("pose_tokenizer.", "decoder.", "heads.", "depth_prob.")  # of what predicts features
 TEACHER = ("dino.",)  # of DINOv3, which gives targets
+VGGT_HEADS = ("camera_head.", "depth_head.", "point_head.", "track_head.")
 LOSSES = ("geo_l1", "geo_cos", "sem_l1", "sem_cos", "depth_prob")  # of weight 1 each
 
 Attend = Callable[[Attention, Tensor], Tensor]
@@ -198,18 +210,26 @@ class Spa3RField(nn.Module):
         geo: Float[Tensor, "B V N C"],
         sem: Float[Tensor, "B V N S"] | None,
         depth: Float[Tensor, "B V N 1"],
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Return the losses over all views, context and targets, by `LOSSES`. Without `sem` there are no `sem_*`.
+    ) -> dict[str, Float[Tensor, "B V"]]:
+        """Return the losses of each view, by `LOSSES`. Without `sem` there are no `sem_*`.
 
-        `depth_prob` trains its own head alone.
+        `depth_prob` trains its own head alone. Patches without a known depth, which is 0, do not count for it.
         """
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, target in (("geo", geo), ("sem", sem)):
             if target is not None:
-                predicted = self.heads[name](decoded)
-                found[f"{name}_l1"] = F.smooth_l1_loss(predicted, target)
-                found[f"{name}_cos"] = 1 - F.cosine_similarity(predicted, target, -1).mean()
-        return found | {"depth_prob": F.smooth_l1_loss(self.depth_prob(decoded.detach()), depth)}
+                found |= feature_losses(name, self.heads[name](decoded), target)
+        known = (depth > 0)[..., 0]
+        off = F.smooth_l1_loss(self.depth_prob(decoded.detach()), depth, reduction="none")[..., 0]
+        return found | {"depth_prob": (off * known).sum(-1) / known.sum(-1).clamp(min=1)}
+
+
+def feature_losses(
+    name: str, predicted: Float[Tensor, "*views N C"], target: Float[Tensor, "*views N C"]
+) -> dict[str, Float[Tensor, "*views"]]:
+    """Return smooth L1 and 1 - cosine between features of each view, over its patches."""
+    off = F.smooth_l1_loss(predicted, target, reduction="none").mean((-2, -1))
+    return {f"{name}_l1": off, f"{name}_cos": 1 - F.cosine_similarity(predicted, target, -1).mean(-1)}
 
 
 class Spa3RVGGT(VGGT):
@@ -226,7 +246,13 @@ class Spa3RVGGT(VGGT):
 
     @staticmethod
     def drops(name: str) -> bool:
+        """See `VGGT`. The names are those of all of Spa3R, or of VGGT alone."""
         return DROPPED.fullmatch(name) is not None or name.startswith((*FIELD, *PREDICTOR, *TEACHER))
+
+
+def attends_to(is_target: Bool[Tensor, "B V"]) -> Bool[Tensor, "B V V"]:
+    """Return which view attends to which in VGGT: targets to all, and context to context."""
+    return is_target[:, :, None] | ~is_target[:, None]
 
 
 class Spa3REncoder(VGGTEncoder):
@@ -238,13 +264,35 @@ class Spa3REncoder(VGGTEncoder):
         vggt: A `Spa3RVGGT`.
         field: The field, whose encoder computes the latents.
         weights: See `VGGTEncoder`.
+
+    Attributes:
+        has_new_field: The field has random weights, which are not in VGGT's files.
     """
 
     gives_latents = True
+    has_new_field = False
 
     def __init__(self, vggt: VGGT, field: Spa3RField, weights: Tensors | None = None) -> None:
         super().__init__(vggt.requires_grad_(False), (-1,), weights)
         self.field, self.width = field, field.query_embed.embedding_dim
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `GeometryEncoder`."""
+        return () if self.has_new_field else super().files
+
+    def blocks(self) -> list[nn.Module]:
+        """See `GeometryEncoder`."""
+        return [*super().blocks(), *self.field.encoder.blocks]
+
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """No head of VGGT, which is frozen."""
+        return ()
+
+    def official_state_dict(self) -> dict[str, Tensor]:
+        """Return all tensors by official names, as in Spa3R's own checkpoint."""
+        return {**super().official_state_dict(), **self.field.state_dict()}
 
     def _tokens(
         self, tokens: Mapping[int, Float[Tensor, "B S P _C"]], patch_start: int, images: Float[Tensor, "B S 3 H W"]
@@ -253,6 +301,37 @@ class Spa3REncoder(VGGTEncoder):
         rows, columns = (side // self.patch_size for side in images.shape[-2:])
         return {"latents": self.field.encode(features, (rows, columns))}
 
+    @torch.no_grad()
+    def observe(
+        self, images: Float[Tensor, "B V 3 H W"], is_target: Bool[Tensor, "B V"], *, is_masked: bool, cameras: bool
+    ) -> tuple[Float[Tensor, "B context N C"], Float[Tensor, "B V N C"], tuple[Tensor, Tensor, Tensor] | None]:
+        """Return VGGT's features, which a training of the field reads and predicts.
+
+        Args:
+            images: RGB in 0..1.
+            is_target: Target views, equally many in each scene. The others are context.
+            is_masked: Run VGGT once, so that context views attend to each other and targets to all. Otherwise the
+                context views run again without the targets.
+            cameras: Whether to predict cameras and depth.
+
+        Returns:
+            Features of the context views, features of all views, and poses, intrinsics and depth of all views.
+        """
+        heads = ("camera", "depth") if cameras else ()
+        output = self.vggt.compute(images, (-1,), heads, attends=attends_to(is_target) if is_masked else None)
+        features = output.tokens[-1][:, :, output.patch_start :]
+        context = is_target.int().argsort(stable=True, dim=1)[:, : is_target.shape[1] // 2]
+        if is_masked:
+            seen = select_frames(features, context)
+        else:
+            alone = self.vggt.compute(select_frames(images, context), (-1,), ())
+            seen = alone.tokens[-1][:, :, alone.patch_start :]
+        if output.pose_enc is None or output.depth is None:
+            return seen, features, None
+        size = images.shape[-2], images.shape[-1]
+        poses, K, _ = valid_cameras(output.pose_enc, size, pose_encoding_to_cameras)
+        return seen, features, (poses, K, output.depth[..., 0])
+
     def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
         """See `GeometryEncoder`. What predicts features serves the pretraining alone."""
         if name.startswith("field."):
@@ -260,38 +339,104 @@ class Spa3REncoder(VGGTEncoder):
         return super().is_unreachable(name, tokens=tokens, cameras=cameras)
 
 
-class TinySpa3R(Spa3REncoder):
-    """A Spa3R with a few million parameters for small frames, with random weights.
+class PretrainedSpa3R(Spa3REncoder):
+    """Spa3R in the published size, with trained weights, or with a new field to be trained over VGGT-1B.
 
     Args:
+        path: Weights of all of Spa3R by official names, which may start with `model.`: a .safetensors file, a folder
+            with model.safetensors, such as the run of a pretraining, or a hub id. null is a new field over VGGT-1B.
+        vggt: VGGT-1B's weights for a new field: a hub id, a folder or a file. With a path they are not read.
+        dtype: Dtype of VGGT's matrices and products. The rest is float32.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        vggt: str = "facebook/VGGT-1B",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        announce_license(vggt if path is None else path)
+        given = official_tensors(vggt if path is None else path)
+        weights = FirstNames(given, OWN)
+        trunk = {"aggregator": VGGT_1B["aggregator"]}
+        network = Spa3RVGGT.from_official(trunk, weights, torch.float32, getattr(torch, dtype))
+        super().__init__(network, make_field(None if path is None else weights), weights)
+        self.path, self.has_new_field = path, path is None
+
+
+class TinySpa3R(Spa3REncoder):
+    """A Spa3R with a few million parameters for small frames, with random weights or pretrained with spa3r_tiny.yaml.
+
+    Args:
+        path: A run of `fit --config spa3r_tiny.yaml`, or its model.safetensors. null is random weights.
+        vggt: A run of `fit --config geometry_tiny.yaml`, whose VGGT a random field reads. null is a random VGGT, whose
+            features hold little but colors. With a path it is not read.
         embed_dim: Width of VGGT. Its features have twice as many channels.
         depth: Number of VGGT's layers.
         num_heads: Number of attention heads of VGGT and of the field.
+        features: Width of VGGT's dense heads.
+        heads: Heads of VGGT to build.
         dim: Width of the field.
         queries: Number of latents.
         layers: Numbers of blocks of the field's encoder and decoder.
+        semantic_channels: Channels of DINOv3's features.
         seed: Seed of the random weights. null is the run's seed.
     """
 
     def __init__(
         self,
+        path: str | None = None,
+        vggt: str | None = None,
         embed_dim: int = 128,
         depth: int = 4,
         num_heads: int = 4,
+        features: int = 16,
+        heads: Sequence[Head] = ("camera",),
         dim: int = 96,
         queries: int = 16,
         layers: tuple[int, int] = (2, 2),
+        semantic_channels: int = 96,
         seed: int | None = None,
     ) -> None:
-        trunk = dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, patch_embed="conv")
-        camera = {"dim_in": 2 * embed_dim, "trunk_depth": 2, "num_heads": num_heads}
+        weights: Tensors | None = None
+        if path is not None:
+            weights = FirstNames(StoredTensors(lambda: find_run_weights(path, "--config spa3r_tiny.yaml")), OWN)
+        elif vggt is not None:
+            weights = StoredTensors(lambda: find_run_weights(vggt))
+        network = tiny_vggt(Spa3RVGGT, embed_dim, depth, num_heads, features, heads, weights, seed)
+        sizes = (2 * embed_dim, dim, num_heads, queries, layers, semantic_channels)
+        super().__init__(network, make_field(None if path is None else weights, *sizes, seed=seed))
+        self.path, self.has_new_field = path, path is None
+
+
+OWN = {"model.": ""}  # start of the names in Spa3R's own checkpoint
+
+
+def make_field(
+    weights: Tensors | None,
+    *sizes: Any,
+    dtype: torch.dtype = torch.float32,
+    seed: int | None = None,
+    **options: Any,
+) -> Spa3RField:
+    """Build a field with weights by official names, among which VGGT and DINOv3 may be, or with random ones.
+
+    Args:
+        weights: The tensors. None is random weights.
+        sizes: Arguments of `Spa3RField`.
+        dtype: Dtype of weights that are read.
+        seed: Seed of the random weights. None is the run's seed.
+        options: Arguments of `Spa3RField`.
+    """
+    if weights is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(resolve_seed(seed))
-            vggt = Spa3RVGGT(trunk, camera_head=camera)
-            field = Spa3RField(2 * embed_dim, dim, num_heads, queries, layers, semantic_channels=dim)
-        assert vggt.camera_head is not None
-        vggt.camera_head.init_identity_pose()
-        super().__init__(vggt, field)
+            return Spa3RField(*sizes, **options)
+    with torch.device("meta"):
+        field = Spa3RField(*sizes, **options).to(dtype)
+    others = ("aggregator.", *VGGT_HEADS, *TEACHER)
+    load_weights(field, ReleasedWeights(weights, "Spa3R", is_skipped=lambda name: name.startswith(others)))
+    return field
 
 
 class CrossAttention(nn.Module):
@@ -410,7 +555,7 @@ def start(module: nn.Module) -> None:
 PREFIX = "geometry_encoder.spa3r."
 ADAPTER = ("geometry_projector.", "geom_cross_attention.", "ln.", "geometry_adaptor.", "geometry_gate.")
 LAYOUT: Layout = {
-    f"{PREFIX}aggregator.": f"{VGGT_MODEL}aggregator.",
+    **{f"{PREFIX}{part}": f"{VGGT_MODEL}{part}" for part in ("aggregator.", *VGGT_HEADS)},
     PREFIX: f"{GEOMETRY}field.",
     **{name: f"{FUSION}adapter.{name}" for name in ADAPTER},
 }
@@ -439,13 +584,9 @@ class ReleasedSpa3R(ReleasedGeometry):
         vggt = Spa3RVGGT.from_official({"aggregator": dict(self.aggregator)}, weights, dtype)
         if not is_restorable:
             vggt.source = {}
-        sizes = {"semantic_channels": weights["heads.sem.fc2.bias"].shape[0]} if self.predicts else {}
-        width = 2 * vggt.aggregator.embed_dim
-        with torch.device("meta"):
-            field = Spa3RField(width, self.dim, HEADS, self.queries, LAYERS, predicts=self.predicts, **sizes).to(dtype)
-        others = ("aggregator.", "camera_head.", "depth_head.", "point_head.", "track_head.", *TEACHER)
-        load_weights(field, ReleasedWeights(weights, "Spa3R", is_skipped=lambda name: name.startswith(others)))
-        return Spa3REncoder(vggt, field)
+        semantic = {"semantic_channels": weights["heads.sem.fc2.bias"].shape[0]} if self.predicts else {}
+        sizes = (2 * vggt.aggregator.embed_dim, self.dim, HEADS, self.queries, LAYERS)
+        return Spa3REncoder(vggt, make_field(weights, *sizes, dtype=dtype, predicts=self.predicts, **semantic))
 
 
 class Spa3VLM(VideoQATask):
@@ -571,7 +712,7 @@ class OfficialField:
             Spa3RField(config["vggt_channels"], *sizes, layers, config["semantic_channels"]), state_dict
         )
         self.patch = config["patch_size"]
-        self.encode, self.losses = self.field.encode, self.field.losses
+        self.encode = self.field.encode
 
     def decode(
         self,
@@ -584,6 +725,10 @@ class OfficialField:
         K = normalize_intrinsics(K_px.to(latents), grid[1] * self.patch, grid[0] * self.patch)
         found: Tensor = self.field.decode(latents, world_to_camera.to(latents), K, (grid[0], grid[1]))
         return found
+
+    def losses(self, decoded: Float[Tensor, "B V N D"], **targets: Tensor | None) -> dict[str, Float[Tensor, ""]]:
+        """Return the means over all views, see `Spa3RField.losses`."""
+        return {name: each.mean() for name, each in self.field.losses(decoded, **targets).items()}
 
 
 def official_spa3r_field(config: Mapping[str, Any], state_dict: Tensors) -> OfficialField:
@@ -616,10 +761,12 @@ def official_spa3r_backbone(config: Mapping[str, Any], state_dict: Tensors) -> C
     """Return VGGT as Spa3R runs it: a map of pictures in 0..1 to the tokens of its last layer."""
     vggt = Spa3RVGGT.from_official({"aggregator": dict(config)}, state_dict)
 
-    def run(images: Float[Tensor, "B V 3 H W"], view_mask: Tensor | None = None) -> Float[Tensor, "B V P C"]:
-        if view_mask is not None:
-            raise NotImplementedError("the released setting has no mask")
-        return vggt.compute(images, (-1,), ()).tokens[-1]
+    def run(
+        images: Float[Tensor, "B V 3 H W"], view_mask: Bool[Tensor, "B V"] | None = None
+    ) -> Float[Tensor, "B V P C"]:
+        """`view_mask` marks targets."""
+        attends = None if view_mask is None else attends_to(view_mask)
+        return vggt.compute(images, (-1,), (), attends=attends).tokens[-1]
 
     return run
 

@@ -7,10 +7,10 @@ before they are compared, so it learns the size as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -165,15 +165,133 @@ def constant_baseline(truth: Targets) -> VGGTOutput:
     return VGGTOutput({}, 0, pose_enc=still, depth=torch.full_like(truth.depth, float(median))[..., None])
 
 
+# ---- What pretrainings of a geometry encoder have in common ----------------------------------------------------------
+
+
+class Pretraining(Task):
+    """Train a geometry encoder on scenes without questions.
+
+    At the end of `fit` it writes model.safetensors with the official names to the run's folder. Validation logs means
+    over scenes: errors of the model, and of baselines that it must beat.
+
+    Args:
+        geometry: The encoder.
+        learning_rates: Only the rate of the geometry is used.
+        optimizer: Builds the optimizer from the parameter groups.
+        scheduler: Builds the scheduler from the optimizer and the number of optimizer steps. It is stepped once per
+            optimizer step.
+
+    Attributes:
+        baselines: Prefixes of the errors' names, and what they are errors of. The model's own prefix is empty.
+        errors: Names of the errors, and how each is printed.
+    """
+
+    answers_questions = False
+    baselines: ClassVar[Mapping[str, str]]
+    errors: ClassVar[Mapping[str, str]]
+
+    def __init__(
+        self,
+        geometry: PretrainableEncoder,
+        learning_rates: LearningRates,
+        optimizer: Callable[[Any], Optimizer],
+        scheduler: Callable[[Optimizer, int], LRScheduler],
+    ) -> None:
+        super().__init__(learning_rates, optimizer, scheduler)
+        if "geometry" in learning_rates.frozen():
+            raise InputError("--model.learning_rates.geometry: without a rate nothing is trained")
+        self.geometry = geometry
+
+    def part_of(self, name: str) -> str:
+        return "geometry"
+
+    def check_scenes(self, batch: Batch) -> None:
+        """Raise InputError if a scene can't be used, or a frame has no camera."""
+        self.check(batch)
+        for scene in batch.scenes:
+            has_camera = None if scene.target_geometry is None else scene.target_geometry.has_camera
+            if has_camera is not None and not has_camera.all():
+                raise InputError(f"{scene.name}: a frame has no camera, and pretraining learns from that of each frame")
+
+    def mean_loss(self, batch: Batch, groups: Iterable[tuple[Mapping[str, Float[Tensor, " B"]], list[int]]]) -> Tensor:
+        """Log and return the loss, in which each scene counts by its number of questions (`QuestionAverage`).
+
+        Args:
+            batch: The batch.
+            groups: The losses of some scenes by name, with the numbers of these scenes. Their sum is the loss.
+        """
+        count = sum(batch.num_answers)
+        total: dict[str, Tensor] = {}
+        for found, members in groups:
+            for name, each in found.items():
+                for number, loss in zip(members, each, strict=True):
+                    total[name] = total.get(name, 0.0) + loss * batch.num_answers[number] / max(count, 1)
+        loss = torch.stack(list(total.values())).sum()
+        if not count:  # a repeated batch that only keeps this process in step
+            return loss
+        self.log("train/loss", loss, batch_size=count)
+        self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=count)
+        return batch.weight * loss
+
+    @property
+    def measured(self) -> list[str]:
+        """Names of all errors."""
+        return [f"{who}{name}" for who in self.baselines for name in self.errors]
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the errors."""
+        self._sums = torch.zeros(len(self.measured), 2, device=self.device)  # sum and number of scenes for each error
+
+    def count_errors(self, found: Mapping[str, Float[Tensor, " B"]]) -> None:
+        """Add the errors of some scenes by name."""
+        for name, each in found.items():
+            total = self._sums[self.measured.index(name)]
+            total[0] += each.sum()
+            total[1] += len(each)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the scenes of all processes. Some processes may have no scene."""
+        stage = "test" if self.trainer.testing else "val"
+        sums: Any = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        means = zip(self.measured, sums.tolist(), strict=True)
+        self.log_dict({f"{stage}/{name}": total / count for name, (total, count) in means if count})
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Accumulate errors. Return no prediction records."""
+        raise NotImplementedError
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Any:
+        """See `validation_step`."""
+        return self.validation_step(batch, batch_idx)
+
+    def on_validation_end(self) -> None:
+        """Print the errors beside those of the baselines."""
+        logged = self.trainer.callback_metrics
+        stage = "test" if self.trainer.testing else "val"
+        for who, title in self.baselines.items():
+            names = {f"{stage}/{who}{name}": text for name, text in self.errors.items()}
+            errors_of = [text.format(float(logged[name])) for name, text in names.items() if name in logged]
+            self.print(f"{title or stage}: {', '.join(errors_of)}")
+
+    on_test_epoch_start, on_test_epoch_end = on_validation_epoch_start, on_validation_epoch_end
+    on_test_end = on_validation_end
+
+    @rank_zero_only
+    def on_train_end(self) -> None:
+        """Write the weights with official names."""
+        weights = Path(self.trainer.default_root_dir) / WEIGHTS
+        write_whole(weights, save({k: v.cpu() for k, v in self.geometry.official_state_dict().items()}))
+        self.print(f"wrote {weights}")
+
+
+def drawn_order(seed: int, count: int) -> Int[Tensor, " count"]:
+    """Return a random order of a scene's frames."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
 # ---- Pretrains on scenes with cameras and depth: `python main.py fit --config geometry_tiny.yaml` --------------------
 
 RATES = LearningRates(geometry=1e-3)
-ERRORS = {
-    "rotation_deg": "rotation off by {:.1f} degrees",
-    "center": "camera centers by {:.3f} of the points' mean distance",
-    "depth_relative": "depth by {:.1%}",
-}
-MEASURED = [f"{who}{name}" for who in ("", "unlearned/") for name in ERRORS]
 
 
 def adamw(parameters: Any) -> Optimizer:
@@ -181,7 +299,7 @@ def adamw(parameters: Any) -> Optimizer:
     return fused_adamw(parameters, weight_decay=0.05)
 
 
-class GeometryPretraining(Task):
+class GeometryPretraining(Pretraining):
     """Train a VGGT or a Pi3X with VGGT's losses (`zoo.tasks.geometry_pretraining`) on the dataset's cameras and depth.
 
     At the end of `fit` it writes model.safetensors with the official names to the run's folder, for
@@ -202,7 +320,15 @@ class GeometryPretraining(Task):
             optimizer step.
     """
 
-    answers_questions = False
+    baselines: ClassVar[Mapping[str, str]] = {
+        "": "",
+        "unlearned/": "a camera that stays where it is, one depth everywhere",
+    }
+    errors: ClassVar[Mapping[str, str]] = {
+        "rotation_deg": "rotation off by {:.1f} degrees",
+        "center": "camera centers by {:.3f} of the points' mean distance",
+        "depth_relative": "depth by {:.1%}",
+    }
 
     def __init__(
         self,
@@ -212,12 +338,10 @@ class GeometryPretraining(Task):
         optimizer: Callable[[Any], Optimizer] = adamw,
         scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
     ):
-        super().__init__(learning_rates, optimizer, scheduler)
-        if "geometry" in learning_rates.frozen():
-            raise InputError("--model.learning_rates.geometry: without a rate nothing is trained")
         if dense_frames < 1:
             raise InputError(f"--model.dense_frames {dense_frames}: must be at least 1")
-        self.geometry = geometry or TinyVGGT(heads=("camera", "depth", "point"))
+        encoder = geometry or TinyVGGT(heads=("camera", "depth", "point"))
+        super().__init__(encoder, learning_rates, optimizer, scheduler)
         if not self.geometry.trained_heads:
             raise InputError(
                 f"--model.geometry {type(self.geometry).__name__}: it lacks heads that pretraining needs: use TinyVGGT "
@@ -228,9 +352,6 @@ class GeometryPretraining(Task):
     def model_spec(self, *, training: bool = False) -> ModelSpec:
         return ModelSpec(requires_cameras=True, requires_depth=True, requires_frames=True)
 
-    def part_of(self, name: str) -> str:
-        return "geometry"
-
     def _outputs(self, batch: Batch, dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets, list[int]]]:
         """Return the encoder's outputs, the targets and the scene numbers, one group per frame shape.
 
@@ -239,11 +360,7 @@ class GeometryPretraining(Task):
         Raises:
             InputError: A frame has no camera.
         """
-        self.check(batch)
-        for scene in batch.scenes:
-            has_camera = None if scene.target_geometry is None else scene.target_geometry.has_camera
-            if has_camera is not None and not has_camera.all():
-                raise InputError(f"{scene.name}: a frame has no camera, and pretraining learns from that of each frame")
+        self.check_scenes(batch)
         frames = [scene.frames for scene in batch.scenes if scene.frames is not None]
         pairs = []
         for members in same_shape(frames):
@@ -254,7 +371,7 @@ class GeometryPretraining(Task):
             truth, chosen, draws = targets(true), None, None
             if dense_frames is not None:
                 draws = [scene.draw for scene in scenes]
-                chosen = torch.stack([_drawn(draw, images.shape[1])[:dense_frames] for draw in draws])
+                chosen = torch.stack([drawn_order(draw, images.shape[1])[:dense_frames] for draw in draws])
                 chosen = chosen.to(images.device, non_blocking=True)
                 truth = truth.dense_of(chosen)
             output = self.geometry.training_output(images.float() / 255, given, chosen, draws)
@@ -264,63 +381,13 @@ class GeometryPretraining(Task):
         return pairs
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss, in which each scene counts by its number of questions (`QuestionAverage`)."""
-        count = sum(batch.num_answers)
-        total: dict[str, Tensor] = {}
-        for output, truth, members in self._outputs(batch, self.dense_frames):
-            for name, each in losses(output, truth).items():
-                for number, loss in zip(members, each, strict=True):
-                    total[name] = total.get(name, 0.0) + loss * batch.num_answers[number] / max(count, 1)
-        loss = torch.stack(list(total.values())).sum()
-        if not count:  # a repeated batch that only keeps this process in step
-            return loss
-        self.log("train/loss", loss, batch_size=count)
-        self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=count)
-        return batch.weight * loss
-
-    def on_validation_epoch_start(self) -> None:
-        """Reset the errors."""
-        self._sums = torch.zeros(len(MEASURED), 2, device=self.device)  # sum and number of scenes for each error
+        """Return the loss, see `mean_loss`."""
+        outputs = self._outputs(batch, self.dense_frames)
+        return self.mean_loss(batch, [(losses(output, truth), members) for output, truth, members in outputs])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Accumulate errors of the model and of `constant_baseline`. Return no prediction records."""
         for output, truth, _ in self._outputs(batch):
             found, unlearned = errors(output, truth), errors(constant_baseline(truth), truth)
-            for name, each in (found | {f"unlearned/{name}": unlearned[name] for name in found}).items():
-                total = self._sums[MEASURED.index(name)]
-                total[0] += each.sum()
-                total[1] += len(each)
+            self.count_errors(found | {f"unlearned/{name}": unlearned[name] for name in found})
         return []
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the means over the scenes of all processes. Some processes may have no scene."""
-        stage = "test" if self.trainer.testing else "val"
-        sums: Any = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
-        means = zip(MEASURED, sums.tolist(), strict=True)
-        self.log_dict({f"{stage}/{name}": total / count for name, (total, count) in means if count})
-
-    on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
-    on_test_epoch_end = on_validation_epoch_end
-
-    def on_validation_end(self) -> None:
-        """Print the errors beside the baseline's errors."""
-        logged = self.trainer.callback_metrics
-        stage = "test" if self.trainer.testing else "val"
-        for who, title in (("", stage), ("unlearned/", "a camera that stays where it is, one depth everywhere")):
-            names = {f"{stage}/{who}{name}": text for name, text in ERRORS.items()}
-            errors_of = [text.format(float(logged[name])) for name, text in names.items() if name in logged]
-            self.print(f"{title}: {', '.join(errors_of)}")
-
-    on_test_end = on_validation_end
-
-    @rank_zero_only
-    def on_train_end(self) -> None:
-        """Write the weights with official names."""
-        weights = Path(self.trainer.default_root_dir) / WEIGHTS
-        write_whole(weights, save({k: v.cpu() for k, v in self.geometry.official_state_dict().items()}))
-        self.print(f"wrote {weights}")
-
-
-def _drawn(seed: int, count: int) -> Int[Tensor, " count"]:
-    """Return a random order of a scene's frames."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

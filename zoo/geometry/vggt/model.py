@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import InputError
@@ -339,8 +339,9 @@ class VGGT(nn.Module):
         layers: Sequence[int],
         heads: Collection[str],
         dense_frames: Int[Tensor, "B dense"] | None = None,
+        attends: Bool[Tensor, "B S S"] | None = None,
     ) -> VGGTOutput:
-        """Compute `forward` for images that are known to be in 0..1."""
+        """Compute `forward` for images that are known to be in 0..1. See `Aggregator.forward` for `attends`."""
         self._check(images, heads)
         depth = self.aggregator.depth
         indices = {layer: layer_index(layer, depth) for layer in layers}
@@ -350,7 +351,7 @@ class VGGT(nn.Module):
         for head in {"depth", "point"} & set(heads):
             needed.update(getattr(self, f"{head}_head").layers)
         with products_in(self.matrix_dtype, self.aggregator.camera_token.dtype, images.device):
-            outputs = self.aggregator(images, needed)
+            outputs = self.aggregator(images, needed, attends)
 
         result = VGGTOutput({layer: outputs[i] for layer, i in indices.items()}, self.aggregator.patch_start)
         with full_precision(images.device):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
@@ -67,7 +67,10 @@ class Aggregator(nn.Module):
         self.global_blocks = nn.ModuleList(blocks[depth:])
 
     def forward(
-        self, images: Float[Tensor, "B S 3 H W"], layers: Collection[int]
+        self,
+        images: Float[Tensor, "B S 3 H W"],
+        layers: Collection[int],
+        attends: Bool[Tensor, "B S S"] | None = None,
     ) -> dict[int, Float[Tensor, "B S P D"]]:
         """Compute layer outputs: the outputs of the frame and the global block, concatenated (D = 2C).
 
@@ -76,6 +79,7 @@ class Aggregator(nn.Module):
         Args:
             images: RGB in 0..1. They are normalized here.
             layers: Indices from 0 to depth - 1.
+            attends: Whether a frame (second axis) attends to another (third axis). None is each to all.
 
         Returns:
             For each of `layers`, tokens in the order camera, registers, patches (row by row).
@@ -89,11 +93,14 @@ class Aggregator(nn.Module):
         grid = height // self.patch_size, width // self.patch_size
         rotations = patch_rotations(grid, self.patch_start, self.head_dim, self.rope_freq, images.device)
         rotations_all = rotations.repeat(1, frames, 1, 1)
+        mask, count = attends, tokens.shape[1]
+        if mask is not None:
+            mask = mask.repeat_interleave(count, 1).repeat_interleave(count, 2)[:, None]
 
         outputs: dict[int, Tensor] = {}
         for layer in range(max(layers, default=-1) + 1):
             within = self.frame_blocks[layer](tokens, rotations)
-            across = self.global_blocks[layer](within.unflatten(0, (batch, frames)).flatten(1, 2), rotations_all)
+            across = self.global_blocks[layer](within.unflatten(0, (batch, frames)).flatten(1, 2), rotations_all, mask)
             tokens = across.unflatten(1, (frames, -1)).flatten(0, 1)
             if layer in layers:
                 outputs[layer] = torch.cat((within, tokens), -1).unflatten(0, (batch, frames))
