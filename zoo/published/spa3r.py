@@ -66,7 +66,7 @@ __all__ = [
 EPS = float(torch.finfo(torch.float32).eps)  # of RMSNorm without a given one, in float32
 REGISTERS = 4
 BASE = 100.0  # of the RoPE over rows and columns
-STD = 0.02  # of all linear layers and of the queries at the start
+STD, WIDTH = 0.02, 768  # of all linear layers and of the queries at the start, and the field's width
 DROPPED = re.compile(r"aggregator\.global_blocks\.\d+\.attn\.[qk]_norm\.bias")
 FIELD = ("projection.", "query_embed.", "encoder.")  # starts of the names of what computes latents
 PREDICTOR = ("pose_tokenizer.", "decoder.", "heads.", "depth_prob.")  # of what predicts features
@@ -159,7 +159,8 @@ class Spa3RField(nn.Module):
             heads = {"geo": channels, "sem": semantic_channels}
             self.heads = nn.ModuleDict({name: MLP(dim, 4 * dim, width) for name, width in heads.items()})
             self.depth_prob = MLP(dim, 4 * dim, 1)
-        self.apply(start)
+        std = STD * (WIDTH / dim) ** 0.5  # at the published width as published; a narrow field would hardly begin
+        self.apply(partial(start, std=std))
 
     def encode(self, features: Float[Tensor, "B V N C"], grid: tuple[int, int]) -> Float[Tensor, "B Q D"]:
         """Return the latents of context views.
@@ -542,10 +543,10 @@ class Spa3RFusion(Fusion):
         return self.adapter(flat.flatten(0, 1), spatial[0]).view_as(flat)
 
 
-def start(module: nn.Module) -> None:
+def start(module: nn.Module, std: float) -> None:
     """Draw the weights of a module as the published training does."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.trunc_normal_(module.weight, std=STD)
+        nn.init.trunc_normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
 
