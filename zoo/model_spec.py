@@ -56,7 +56,7 @@ class ModelSpec:
         required_targets: Targets that at least one training scene must have. Pseudo-labels are not among them.
         has_posed_labels: Pseudo-labels depend on the dataset's poses, as the model is told them.
         placeholders: Token ids that mark visual tokens.
-        extra_tokens: The tokens appended to the 2D tokens of each view.
+        extra_tokens: The tokens after the 2D tokens of each row and view, and after the last view of a video.
         time_index: The time component of the position ids.
         tokens_per_second: Positions per second.
         text_after_vision: The position of the text after a video, see `SpatialVLM`.

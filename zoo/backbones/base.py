@@ -99,7 +99,7 @@ class Preprocessor(ABC):
         Args:
             texts: Texts from `texts`.
             media_grids: (t, h, w) of each video or image, in patches before merging.
-            extra_tokens: Tokens appended to the 2D tokens of each view, and to the last view of a video.
+            extra_tokens: Tokens after the 2D tokens of each row and view, and after the last view of a video.
             frame_times: Time in seconds of each frame of each video. None for images, or if unknown.
 
         Raises:
@@ -413,6 +413,11 @@ class Backbone(nn.Module, ABC):
         )
 
     @property
+    def row_token(self) -> Float[Tensor, " D"] | None:
+        """The learned token after each row of 2D tokens. None in a model without one."""
+        return None
+
+    @property
     @abstractmethod
     def head_layout(self) -> HeadLayout:
         """The channels of an attention head, available without reading a tensor from the GPU."""
@@ -437,6 +442,10 @@ class Backbone(nn.Module, ABC):
 
     def serves_deepstack(self, name: str) -> bool:
         """Return whether the parameter of this name affects only `VisualTokens.deepstack`."""
+        return False
+
+    def is_unused(self, name: str) -> bool:
+        """Return whether no output depends on the parameter of this name."""
         return False
 
     def default_time_index(self) -> TimeIndex:
