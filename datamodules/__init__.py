@@ -20,7 +20,8 @@ __getattr__, __all__ = lazy_exports(
             *("ScaledCameras", "ShuffledFrameNumbers", "ShuffledFrames", "WrongFocalLength", "ZeroGeometry"),
         ],
         "samplers": [
-            *("Consecutive", "DatasetDepth", "Duplicate", "FramePairing", "FrameSampler", "Neighbor", "OffsetNeighbor"),
+            *("Consecutive", "DatasetDepth", "Duplicate", "FramePairing", "FrameRateSampler", "FrameSampler"),
+            *("Neighbor", "OffsetNeighbor"),
             *("PointSource", "PoseFarthestSampler", "PosePlaneSampler", "RandomSampler", "SceneView", "SelectedFrames"),
             *("SpaceAwareSampler", "UniformSampler", "PredictedPoints"),
         ],

@@ -80,7 +80,7 @@ class EncodedScene:
     raw_depth: Float[Tensor, "t n ends"] | None = None
 
     def in_sequence(self) -> VisualTokens:
-        """Return the visual tokens in sequence order: all views with the tokens after their rows, then the end token."""
+        """Return the visual tokens in sequence order: views with the tokens after their rows, then the end token."""
         tokens, deepstack = self.visual
         if self.row_token is not None:
             _, *sides = self.scene.token_grid

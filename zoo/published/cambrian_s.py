@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +21,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoTokenizer,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2Config,
+    Qwen2Tokenizer,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
@@ -39,6 +39,7 @@ from zoo.backbones.base import (
     BackbonePart,
     DType,
     License,
+    Message,
     VisualTokens,
 )
 from zoo.backbones.decoder import GROUPED_SDPA, CameraAttention, FusionLayer
@@ -57,14 +58,23 @@ from zoo.sequences.time_index import SequentialIndex, TimeIndex
 from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.load import Tensors, first_tensor
 
-__all__ = ["CambrianS", "PretrainedCambrianS", "TinyCambrianS", "cambrian_grid", "cambrian_pixels", "load_cambrian_s"]
+__all__ = [
+    "CambrianS",
+    "PretrainedCambrianS",
+    "TinyCambrianS",
+    "cambrian_grid",
+    "cambrian_names",
+    "cambrian_pixels",
+    "load_cambrian_s",
+]
 
 GRAY = 127  # of the canvas that makes pictures square
 IMAGE_TOKEN = "<|image_pad|>"  # stands for a visual token in prompts; the published code has an id of no token
 IMAGE_TOKEN_ID = 151655  # of Qwen2.5's tokenizer
 PUBLISHED_ID = -200  # marks a video or an image in the published code's sequences
 FRAME_TOKENS, STILL_TOKENS = 64, 729  # of a square frame and of a square image, by default
-TOWER = dict(  # SigLIP2-so400m, which config.json does not describe
+FRAMES_AS_IMAGES = {"frames_as": "image"}
+TOWER: dict[str, Any] = dict(  # SigLIP2-so400m, which config.json does not describe
     hidden_size=1152,
     intermediate_size=4304,
     num_hidden_layers=27,
@@ -79,6 +89,12 @@ FIXED: dict[str, tuple[Any, ...]] = {  # settings of the published code, as rele
     "mm_vision_select_layer": (-2,),
     "mm_use_im_newline_token": (True,),
     "mm_use_im_start_end": (False,),
+}
+SIZES = {  # of Qwen2.5-Instruct: width, width of the MLP, layers, heads, heads of keys and values, vocabulary
+    "0.5B": (896, 4864, 24, 14, 2, 151936),
+    "1.5B": (1536, 8960, 28, 12, 2, 151936),
+    "3B": (2048, 11008, 36, 16, 2, 151936),
+    "7B": (3584, 18944, 28, 28, 4, 152064),
 }
 VISION = "model.vision_tower_aux_list.0.vision_tower.vision_model."
 NEXT_FRAME = "model.nfp_head."  # of the training that predicts the next frame
@@ -134,7 +150,7 @@ def square_pictures(pictures: UInt8[Tensor, "N 3 H W"], side: int) -> UInt8[Tens
     return torch.stack([square_picture(each, side) for each in pictures.cpu()]).flatten(1)
 
 
-def normalize_colors(pixels: Tensor) -> Float[Tensor, "..."]:
+def normalize_colors(pixels: Tensor) -> Tensor:
     """Return bytes as numbers from -1 to 1."""
     return pixels.float() / 255 * 2 - 1
 
@@ -173,6 +189,16 @@ class CambrianPreprocessor(QwenVLPreprocessor):
     def normalize(self, patches: UInt8[Tensor, "t pixels"]) -> Float[Tensor, "t pixels"]:
         return normalize_colors(patches)
 
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """See `Preprocessor`.
+
+        Raises:
+            InputError: The chat shows a video as such.
+        """
+        if any({"type": "video"} in message["content"] for message in messages if message["role"] == "user"):
+            raise InputError("Cambrian-S sees each frame as an image: set --data.frames_as image")
+        return super().prompt(messages)
+
     def save_pretrained(self, folder: str) -> None:
         self.processor.tokenizer.save_pretrained(folder)  # no file describes the pictures
 
@@ -182,7 +208,7 @@ class CambrianProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: Any) -> Qwen2_5_VLProcessor:
-        return cls.of(AutoTokenizer.from_pretrained(folder))
+        return cls.of(Qwen2Tokenizer.from_pretrained(folder))
 
     @staticmethod
     def of(tokenizer: Any) -> Qwen2_5_VLProcessor:
@@ -198,7 +224,9 @@ class CambrianInputs(VisionInputs):
     """The grids of the pictures, which the vision encoder itself does not need."""
 
     def __init__(self, grids: Sequence[Grid]) -> None:
-        self.grids = [(steps, height // SPATIAL_MERGE_SIZE, width // SPATIAL_MERGE_SIZE) for steps, height, width in grids]
+        self.grids = [
+            (steps, height // SPATIAL_MERGE_SIZE, width // SPATIAL_MERGE_SIZE) for steps, height, width in grids
+        ]
         super().__init__([math.prod(grid) for grid in self.grids], {}, {})
 
 
@@ -323,6 +351,19 @@ def token_side(config: Any, name: str) -> int:
     return math.isqrt(int(getattr(config, name)))
 
 
+def known_settings(size: str) -> dict[str, Any]:
+    """Return the sizes in the config.json of a released model."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    return {
+        "model_type": "cambrian_qwen",
+        **dict(zip((*names, "vocab_size"), SIZES[size], strict=True)),
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": size != "7B",
+        "max_position_embeddings": 32768,
+    }
+
+
 # ---- A tiny model with random weights --------------------------------------------------------------------------------
 
 
@@ -342,6 +383,8 @@ class TinyCambrianS(BackboneLoader):
         attn_implementation: The attention backend of transformers.
         dtype: Dtype of the weights.
     """
+
+    shown_as = FRAMES_AS_IMAGES
 
     def __init__(
         self,
@@ -441,7 +484,11 @@ class PretrainedCambrianS(PretrainedBackbone):
         "model.embed_tokens.": "model.language_model.embed_tokens.",
     }
     not_loaded = (NEXT_FRAME,)
-    shown_as = {"frames_as": "image"}
+    known_configs = {
+        **{f"Cambrian-S-{size}": ("", known_settings(size)) for size in SIZES},
+        "Cambrian-S-7B-LFP": ("", {**known_settings("7B"), "nfp_head": True}),
+    }
+    shown_as = FRAMES_AS_IMAGES
 
     def __init__(
         self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
@@ -559,7 +606,9 @@ class OfficialCambrian(SpatialVLM):
         config = self.backbone.vlm.config
         is_still = medium.ndim == 3
         if is_still and alone:
-            raise InputError("an image alone, which Cambrian-S cuts into tiles, is not supported: give several, or a video")
+            raise InputError(
+                "an image alone, which Cambrian-S cuts into tiles, is not supported: give several, or a video"
+            )
         pictures = medium[None] if is_still else medium
         side = token_side(config, "si_token_len" if is_still else "miv_token_len")
         return PreparedScene(
@@ -583,6 +632,24 @@ def load_cambrian_s(config: dict[str, Any], state_dict: Tensors) -> OfficialCamb
     model = OfficialCambrian(EmptyBackbone(kind, kind.read_config(config), first_tensor(state_dict).dtype))
     load_backbone(kind, model, state_dict)
     return model
+
+
+def cambrian_names(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the official names and shapes of the tensors of a released model, without a tied lm_head.
+
+    Args:
+        config: See `load_cambrian_s`.
+    """
+    kind = PretrainedCambrianS
+    with torch.device("meta"):
+        backbone = EmptyBackbone(kind, kind.read_config(config), torch.float32).load()
+    official = kind.backbone_names().official
+    shapes = {official(name): tuple(each.shape) for name, each in backbone.vlm.named_parameters()}
+    if config.get("nfp_head"):
+        width, states = backbone.hidden_size, backbone.vlm.config.vision_config.hidden_size
+        for layer, out in ((0, width), (2, states)):
+            shapes |= {f"{NEXT_FRAME}{layer}.weight": (out, width), f"{NEXT_FRAME}{layer}.bias": (out,)}
+    return shapes
 
 
 def cambrian_pixels(

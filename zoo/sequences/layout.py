@@ -172,8 +172,8 @@ class SequenceLayout:
         is_visual = torch.isin(ids, torch.tensor(placeholders.visual))
         if placeholders.vision_start is None:  # the sizes of the images tell where each one starts
             sizes = torch.zeros(0, 3, dtype=ids.dtype) if image_grid_thw is None else image_grid_thw.to(ids)
-            rows, columns = (sizes[:, 1:] // spatial_merge_size).unbind(1)
-            ends = (sizes[:, 0] * extra_tokens.view_tokens(rows, columns)).cumsum(0)
+            sides = sizes[:, 1:] // spatial_merge_size
+            ends = (sizes[:, 0] * extra_tokens.view_tokens(sides[:, 0], sides[:, 1])).cumsum(0)
             every = is_visual.nonzero()[:, 0]
             first = torch.cat((ends.new_zeros(1), ends))[: len(sizes)]
             self.start: Int[Tensor, " M"] = every[first[first < len(every)]]
@@ -204,8 +204,8 @@ class SequenceLayout:
         first[1:] = (of_span[1:] != of_span[:-1]).any(1)
         self.medium: Int[Tensor, " M"] = first.cumsum(0) - 1
         steps = torch.zeros_like(self.medium[first]).index_add(0, self.medium, self.grid[:, 0])
-        rows = torch.cat((of_span[first], steps[:, None], self.steps_before[first, None]), 1).tolist()
-        self.media = [MediaSpan(row, "video" if is_video else "image", *others) for row, is_video, *others in rows]
+        spans = torch.cat((of_span[first], steps[:, None], self.steps_before[first, None]), 1).tolist()
+        self.media = [MediaSpan(row, "video" if is_video else "image", *others) for row, is_video, *others in spans]
         if len(self.media) != len({(medium.kind, medium.number) for medium in self.media}):
             raise ValueError("the temporal patches of a video do not follow each other in one sequence")
 
