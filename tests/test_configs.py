@@ -118,7 +118,14 @@ def test_every_config_is_read(parsed: Parsed) -> None:
 def test_configs_that_replace_each_other_set_the_same_options(kind: str) -> None:
     """Or a value of the scale's recipe, or of a run's protocol, would remain below another one."""
     # null, or of classes with other options
-    replaced = ("data.pixels", "data.still_resize", "data.sampler.", "data.train_sampler", "model.sampling", "model.lora")
+    replaced = (
+        "data.pixels",
+        "data.still_resize",
+        "data.sampler.",
+        "data.train_sampler",
+        "model.sampling",
+        "model.lora",
+    )
     configs = {name: read_config(CONFIGS / name) for name in SHIPPED if name.startswith(kind)}
     found = {
         name: frozenset(option for option in flatten(config) if not option.startswith(replaced))

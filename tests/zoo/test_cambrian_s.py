@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.golden.weights_cambrian import init_cambrian_
 from tests.tiny import QUESTIONS, one_per_row, tiny_batch, tiny_scene
 from tests.zoo.released import GOLDEN
 from zoo import (
+    AddFusion,
     AlternateAxes,
     ChannelRange,
     ConstantIndex,
@@ -32,8 +34,10 @@ from zoo import (
     PRoPE,
     SpatialVLM,
     TemporalSection,
+    TinyVGGT,
 )
 from zoo.benchmarks import VSIBench
+from zoo.cameras import SceneGeometry
 from zoo.checkpoints import load_cambrian_s, official_parameters
 from zoo.checkpoints.export import export_model, official_tensors, unofficial_parts
 from zoo.published import cambrian_s
@@ -371,3 +375,44 @@ def test_variants_that_were_not_released_are_refused(setting: dict[str, Any]) ->
     meta, _ = load_case("model/video_640x480")
     with pytest.raises(InputError, match=f"{next(iter(setting))} .* in the config: only"):
         load_cambrian_s(config_of(meta) | setting, weights_of(meta))
+
+
+# ---- What the tokens show --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (500, 300), (360, 640), (64, 64), (337, 336)])
+def test_the_rays_of_cells_are_those_of_the_square_of_the_vision_encoder(width: int, height: int) -> None:
+    """Whatever is cut off. The control: the intrinsics of the whole picture."""
+    side, longer = 8, max(width, height)
+    preprocessor = TinyCambrianS(image_size=112, frame_tokens=side**2).load().preprocessor
+    _, (_, *patches) = preprocessor.cut_patches(torch.zeros(2, 3, height, width, dtype=torch.uint8))
+    K = torch.tensor([[[0.9, 0.0, 0.02], [0.0, 1.2, -0.01], [0.0, 0.0, 1.0]]], dtype=torch.float64)
+    cropped = preprocessor.shown_window(height, width).crop(SceneGeometry(K_normalized=K)).K_normalized
+
+    def rays(K: Tensor, places: Tensor, axis: int) -> Tensor:
+        return (places - 0.5 - K[0, axis, 2]) / K[0, axis, axis]
+
+    for axis, length in enumerate((width, height)):
+        count = int(patches[1 - axis]) // 2
+        cells = torch.arange(count, dtype=torch.float64) + 0.5
+        in_square = ((side - count) // 2 + cells) / side * longer
+        expected = rays(K, (in_square - (longer - length) // 2) / length, axis)
+        torch.testing.assert_close(rays(cropped, cells / count, axis), expected, atol=1e-9, rtol=0)
+    assert torch.allclose(cropped, K, atol=1e-9) == ((width, height) in ((640, 480), (64, 64)))
+
+
+def test_a_geometry_encoder_sees_the_part_that_the_tokens_show() -> None:
+    """In patches under the tokens. Rows of one color tell where they are."""
+    model = SpatialVLM(
+        TinyCambrianS(**SMALL, image_size=112, frame_tokens=64),
+        geometry=partial(TinyVGGT, embed_dim=32, num_heads=2),
+        fusion=AddFusion,
+    ).eval()
+    rows = torch.arange(300).div(300, rounding_mode=None) * 255
+    frames = rows[None, None, :, None].expand(3, 3, 300, 500).round().to(torch.uint8)
+    (scene,) = batch_of_questions(model, frames, [QUESTION], None, None, None).scenes
+    assert scene.token_grid == (3, 4, 8) and scene.frames.shape == (6, 3, 4 * 28, 8 * 28)
+    # 4 of 8 rows of a square of 500: 250 of the picture's 300 rows, from 25 on
+    expected = (25 + (torch.arange(112) + 0.5) * 250 / 112) / 300 * 255
+    assert (scene.frames[0, 0, :, 0].float() - expected).abs().max() < 2
+    assert isinstance(model.answer(frames, QUESTION, max_new_tokens=2), str)

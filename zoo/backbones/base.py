@@ -25,6 +25,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from zoo.backbones.decoder import GROUPED_SDPA, MASKED, DeepFeatures, check_head_channels, replace_classes
 from zoo.cameras import Cameras
+from zoo.cameras.scene_geometry import Window
 from zoo.configuration import Configurable
 from zoo.encodings.base import CameraEncoding, DecoderLayout, EncodedCameras, HeadLayout
 from zoo.encodings.placements import ExtraChannels
@@ -63,6 +64,13 @@ class Preprocessor(ABC):
 
         The frames are already resized, except images of a backbone whose `image_pixels` is None.
         """
+
+    def shown_window(self, height: int, width: int) -> Window | None:
+        """Return the part of an image of this size that its visual tokens show. None if they show all of it.
+
+        It may exceed the image. Cameras, depth and geometry encoders are given this part.
+        """
+        return None
 
     @abstractmethod
     def normalize(self, patches: UInt8[Tensor, "patches channels"]) -> Float[Tensor, "patches channels"]:

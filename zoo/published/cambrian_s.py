@@ -45,6 +45,7 @@ from zoo.backbones.base import (
 from zoo.backbones.decoder import GROUPED_SDPA, CameraAttention, FusionLayer
 from zoo.backbones.pretrained import EmptyBackbone, PretrainedBackbone, backbone_settings
 from zoo.backbones.qwen_vl import INITIALIZER_RANGE, QwenVLPreprocessor, tiny_tokenizer
+from zoo.cameras.scene_geometry import Window
 from zoo.checkpoints.from_tensors import load_backbone
 from zoo.encodings.base import HeadLayout
 from zoo.errors import InputError
@@ -185,6 +186,15 @@ class CambrianPreprocessor(QwenVLPreprocessor):
         pictures = frames[::TEMPORAL_PATCH_SIZE]
         grid = grid_in_patches(pictures, self.token_side)
         return square_pictures(pictures, self.side), torch.tensor(grid)
+
+    def shown_window(self, height: int, width: int) -> Window:
+        """See `Preprocessor`. The window is in pixels of which `token_side` are one of the image."""
+        rows, columns = cambrian_grid(width, height, self.token_side)
+        side, longer = self.token_side, max(height, width)
+        top, left = (
+            (side - kept) // 2 * longer - (longer - own) // 2 * side for kept, own in ((rows, height), (columns, width))
+        )
+        return Window(height * side, width * side, top, left, rows * longer, columns * longer)
 
     def normalize(self, patches: UInt8[Tensor, "t pixels"]) -> Float[Tensor, "t pixels"]:
         return normalize_colors(patches)
