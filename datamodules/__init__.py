@@ -20,9 +20,10 @@ __getattr__, __all__ = lazy_exports(
             *("ScaledCameras", "ShuffledFrameNumbers", "ShuffledFrames", "WrongFocalLength", "ZeroGeometry"),
         ],
         "samplers": [
-            *("Consecutive", "DatasetDepth", "Duplicate", "FramePairing", "FrameSampler", "Neighbor", "OffsetNeighbor"),
-            *("PointSource", "PoseFarthestSampler", "PosePlaneSampler", "PredictedPoints", "RandomSampler"),
-            *("RandomSteps", "SceneView", "SelectedFrames", "SpaceAwareSampler", "UniformSampler"),
+            *("Consecutive", "DatasetDepth", "Duplicate", "FramePairing", "FrameRateSampler", "FrameSampler"),
+            *("Neighbor", "OffsetNeighbor", "PointSource", "PoseFarthestSampler", "PosePlaneSampler"),
+            *("PredictedPoints", "RandomSampler", "RandomSteps", "SceneView", "SelectedFrames"),
+            *("SpaceAwareSampler", "UniformSampler"),
         ],
         "sources": [
             *("Conversations", "Mixture", "PanelAnywhere", "PanelDirection", "PanelDistance", "PanelDwelling"),

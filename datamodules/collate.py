@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from datamodules.chat_format import ChatFormat, Content, media_of
 from datamodules.dataset import format_scene_error
 from datamodules.question_sampler import TrainingItem
+from datamodules.resize import resize_part
 from datamodules.scenes import Question, RawQuestion, num_answers
 from zoo.benchmarks import Benchmark
 from zoo.cameras.scene_geometry import SceneGeometry
@@ -106,7 +107,7 @@ class Collate(ABC):
         """Cut the frames into patches, merge the cameras per temporal patch, and drop what the model does not read."""
         assert loaded.frames is not None
         pixel_values, grid_thw = self.preprocessor.cut_patches(loaded.frames)
-        loaded = loaded.change_geometry(SceneGeometry.without_invalid_cameras)
+        loaded = self._shown(loaded, grid_thw.tolist()).change_geometry(SceneGeometry.without_invalid_cameras)
         spec, other, frames, geometry = self.spec, loaded.geometry_override, loaded.seen_by_geometry, loaded.geometry
         cameras, cached = self.builder.merge_cameras(geometry), None
         if spec.geometry_reader is not None:
@@ -131,6 +132,23 @@ class Collate(ABC):
             target_views=self._prepare_targets(loaded, token_side),
         )
 
+    def _shown(self, loaded: LoadedScene, grid_thw: Sequence[int]) -> LoadedScene:
+        """Return a scene whose frames, cameras and depth are of the part that its visual tokens show.
+
+        Raises:
+            InputError: The images were resized for a geometry encoder already.
+        """
+        assert loaded.frames is not None
+        window, rules = self.preprocessor.shown_window(*loaded.frames.shape[-2:]), self.spec.frames
+        if window is None:
+            return loaded
+        if loaded.geometry_frames is not None:
+            raise InputError("--data.still_resize: this backbone resizes images itself: set it to null")
+        height, width = (side * rules.patch_size for side in grid_thw[1:])
+        frames = resize_part(loaded.frames[::TEMPORAL_PATCH_SIZE], window, (height, width))
+        loaded = replace(loaded, frames=frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0))
+        return loaded.change_geometry(lambda geometry: window.crop(geometry, (height, width)))
+
     def _prepare_targets(self, loaded: LoadedScene, token_side: int) -> PreparedScene | None:
         """Prepare the target views of a scene, with patches only if their 2D tokens are targets.
 
@@ -141,6 +159,8 @@ class Collate(ABC):
             return None
         assert views.frames is not None and loaded.frames is not None
         pixel_values, grid_thw = self.preprocessor.cut_patches(views.frames)
+        views = self._shown(views, grid_thw.tolist())
+        assert views.frames is not None
         steps, height, width = grid_thw.tolist()
         return PreparedScene.of(
             views,

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from zoo.cameras.scene_geometry import Window
@@ -28,6 +29,7 @@ from zoo.sequences.layout import SPATIAL_MERGE_SIZE
 TOKEN_PX = 28  # side of Qwen2.5-VL's tokens: two patches of 14 pixels; Qwen3-VL's are 32
 FOLDER_MIN_TOKENS, FOLDER_MAX_TOKENS = 4, 16384  # bounds of the first of two resizes, in tokens of twice the side
 MAX_ASPECT_RATIO = 200
+GRAY = 127
 CHUNK = 8  # frames resized at once, to limit the memory of float copies
 
 
@@ -151,6 +153,30 @@ def resize_pillow(frames: UInt8[Tensor, "T 3 H W"], size: tuple[int, int]) -> UI
     height, width = size
     images = (Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames)
     resized = [np.array(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
+
+
+def resize_part(frames: UInt8[Tensor, "T 3 H W"], window: Window, size: tuple[int, int]) -> UInt8[Tensor, "T 3 h w"]:
+    """Resize a part of frames with Pillow's bicubic filter. Outside of the frames it is gray.
+
+    Args:
+        frames: The whole frames.
+        window: The part, in frames of any size.
+        size: Height and width in pixels of the result.
+    """
+    shape, scale = frames.shape[-2:], frames.shape[-2] / window.height
+    starts = [window.top * scale, window.left * scale]
+    stops = [starts[0] + window.rows * scale, starts[1] + window.columns * scale]
+    before = [max(0, math.ceil(-start)) for start in starts]
+    after = [max(0, math.ceil(stop - side)) for stop, side in zip(stops, shape, strict=True)]
+    padded = F.pad(frames, (before[1], after[1], before[0], after[0]), value=GRAY)
+    (top, bottom), (left, right) = (
+        [min(max(end + margin, 0), side) for end in (start, stop)]
+        for start, stop, margin, side in zip(starts, stops, before, padded.shape[-2:], strict=True)
+    )
+    images = (Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in padded)
+    box = (left, top, right, bottom)
+    resized = [np.array(image.resize(size[::-1], Image.Resampling.BICUBIC, box=box)) for image in images]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
 
 

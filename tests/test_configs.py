@@ -49,6 +49,8 @@ PAIRS = {  # each model and each scale once
     ("vg_llm.yaml", "vg_llm_released.yaml"): "VGLLM",
     ("vg_llm.yaml", "scale_vg_llm_4b.yaml"): "VGLLM",
     ("spa3_vlm.yaml", "spa3_vlm_released.yaml"): "Spa3VLM",
+    ("cambrian_s.yaml", "scale_tiny_cambrian_s.yaml"): "CambrianS",
+    ("cambrian_s.yaml", "cambrian_s_released.yaml"): "CambrianS",
     ("spatial_stack.yaml", "spatial_stack_released.yaml"): "SpatialStack",
     ("spatial_stack.yaml", "spatial_stack_qwen25_released.yaml"): "SpatialStack",
     ("spatial_stack.yaml", "scale_spatial_stack_4b.yaml"): "SpatialStack",
@@ -115,7 +117,15 @@ def test_every_config_is_read(parsed: Parsed) -> None:
 @pytest.mark.parametrize("kind", ["recipe_", "protocol_"])
 def test_configs_that_replace_each_other_set_the_same_options(kind: str) -> None:
     """Or a value of the scale's recipe, or of a run's protocol, would remain below another one."""
-    replaced = ("data.pixels", "data.still_resize", "data.train_sampler", "model.sampling", "model.lora")  # or null
+    # null, or of classes with other options
+    replaced = (
+        "data.pixels",
+        "data.still_resize",
+        "data.sampler.",
+        "data.train_sampler",
+        "model.sampling",
+        "model.lora",
+    )
     configs = {name: read_config(CONFIGS / name) for name in SHIPPED if name.startswith(kind)}
     found = {
         name: frozenset(option for option in flatten(config) if not option.startswith(replaced))

@@ -121,7 +121,7 @@ class SpatialVLM(Configurable, nn.Module):
     Attributes:
         objectives: The training losses by class name, in an `nn.ModuleDict`.
         camera_plan: What the parts that use cameras read, and where cameras and depth come from.
-        extra_tokens: The tokens appended to the 2D tokens of each view.
+        extra_tokens: The tokens after the 2D tokens of each row and view, and after the last view of a video.
         training_tokens: The same during training.
         is_pretrained: Whether the model can answer questions without being trained here.
         loaded_names: Names of tensors that were trained or were read from a saved model or a checkpoint, not from
@@ -223,8 +223,13 @@ class SpatialVLM(Configurable, nn.Module):
             read_weights(self.backbone)
         # 6. Objectives, in float32.
         appended = ExtraTokens.NONE if self.fusion is None else self.fusion.appended
-        self.training_tokens = resolve_extra_tokens(named.values(), appended, training=True)
-        self.extra_tokens = resolve_extra_tokens(named.values(), appended, training=False)
+        self.training_tokens, self.extra_tokens = (
+            replace(
+                resolve_extra_tokens(named.values(), appended, training=training),
+                per_row=int(self.backbone.row_token is not None),
+            )
+            for training in (True, False)
+        )
         if join_target_views(named.values()) is not None and camera_source == "predicted":
             raise InputError(
                 "--model.camera_source predicted: target views need cameras of frames that the geometry encoder does "
@@ -362,6 +367,7 @@ class SpatialVLM(Configurable, nn.Module):
             replace(
                 each,
                 visual=append_view_token(every, each.visual, training=self.training),
+                row_token=self.backbone.row_token,
                 end_token=end_token(every, each.scene, training=self.training),
             )
             for each in fuse_scenes(encoded, geometry, self.fusion, self.view_mixer)
@@ -610,6 +616,8 @@ class SpatialVLM(Configurable, nn.Module):
             )
         if part == "fusion" and self.fusion is not None:
             return rest.partition(".")[0] in self.fusion.unused_parts
+        if part == "backbone" and self.backbone.is_unused(rest):
+            return True
         if part == "backbone" and self.fusion is not None and self.backbone.serves_deepstack(name):
             return not self.fusion.keeps_deepstack
         return drops_2d and (part == "view_mixer" or (part == "backbone" and self.part_of(name) != "decoder"))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from zoo.backbones.base import Preprocessor
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.cameras.scene_geometry import MergedCamera
-from zoo.encodings.base import CameraEncoding, ViewMixer
+from zoo.encodings.base import CameraEncoding, ViewMixer, no_sections
 from zoo.errors import InputError
 from zoo.fusions.base import Fusion
 from zoo.geometry.base import GeometryEncoder
@@ -56,7 +56,7 @@ class ModelSpec:
         required_targets: Targets that at least one training scene must have. Pseudo-labels are not among them.
         has_posed_labels: Pseudo-labels depend on the dataset's poses, as the model is told them.
         placeholders: Token ids that mark visual tokens.
-        extra_tokens: The tokens appended to the 2D tokens of each view.
+        extra_tokens: The tokens after the 2D tokens of each row and view, and after the last view of a video.
         time_index: The time component of the position ids.
         tokens_per_second: Positions per second.
         text_after_vision: The position of the text after a video, see `SpatialVLM`.
@@ -258,9 +258,18 @@ def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, 
     """Return the encoding's own time index, the given one, or the backbone's default.
 
     Raises:
-        InputError: Both are set, or the encoding needs a constant time and the chosen index is not constant.
+        InputError: Both are set, or the encoding needs a constant time and the chosen index is not constant, or the
+            backbone's positions have one axis and a time is set.
     """
     own = None if encoding is None else encoding.time_index
+    if default.is_sequential:
+        if encoding is not None and (own or encoding.requires_constant_time):
+            raise InputError(no_sections(encoding))
+        if given is not None and not (given.is_sequential or isinstance(given, BackboneIndex)):
+            raise InputError(
+                f"--model.time_index {type(given).__name__}: this backbone's positions have one axis, without a time: "
+                "leave it out"
+            )
     if own is not None and given is not None:
         raise InputError(f"{type(encoding).__name__} sets the time index itself: leave --model.time_index out")
     if isinstance(given, BackboneIndex):

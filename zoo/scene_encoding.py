@@ -56,6 +56,7 @@ class EncodedScene:
         target_tokens: 2D tokens of the scene's target views, and of its own views before fusion, without a gradient.
             None if no objective learns them.
         teacher_targets: The teacher's outputs for this scene in training. None without a teacher.
+        row_token: Token after each row of 2D tokens, which `visual` does not contain. None without one.
         end_token: Token appended after the last view. None without one.
         layer_tokens: The 3D token of each 2D token for the fusion's interactions, see `Fusion.layer_tokens`. None
             without any.
@@ -73,17 +74,34 @@ class EncodedScene:
     is_target_in_camera_unit: bool = True
     target_tokens: tuple[Float[Tensor, "v n D"], Float[Tensor, "t n D"]] | None = None
     teacher_targets: TeacherTargets | None = None
+    row_token: Float[Tensor, " D"] | None = None
     end_token: Float[Tensor, " D"] | None = None
     layer_tokens: Float[Tensor, "t n D"] | None = None
     raw_depth: Float[Tensor, "t n ends"] | None = None
 
     def in_sequence(self) -> VisualTokens:
-        """Return the visual tokens in sequence order: all views, then the end token."""
-        tokens, deepstack = self.visual.tokens.flatten(0, 1), self.visual.deepstack.flatten(1, 2)
+        """Return the visual tokens in sequence order: views with the tokens after their rows, then the end token."""
+        tokens, deepstack = self.visual
+        if self.row_token is not None:
+            _, *sides = self.scene.token_grid
+            tokens = end_rows(tokens, sides, self.row_token)
+            deepstack = end_rows(deepstack, sides, torch.zeros_like(self.row_token))
+        tokens, deepstack = tokens.flatten(0, 1), deepstack.flatten(1, 2)
         if self.end_token is not None:
             tokens = torch.cat((tokens, self.end_token[None].to(tokens.dtype)))
             deepstack = F.pad(deepstack, (0, 0, 0, 1))
         return VisualTokens(tokens, deepstack)
+
+    def of_views(self, states: Float[Tensor, "rows N D"]) -> Float[Tensor, "rows t n D"]:
+        """Return the states of the tokens in `visual`, given the states of all visual tokens in sequence order."""
+        steps, per_view = self.visual.tokens.shape[:2]
+        if self.row_token is None:
+            return states[:, : steps * per_view].unflatten(1, (steps, per_view))
+        _, rows, columns = self.scene.token_grid
+        per_view += rows
+        views = states[:, : steps * per_view].unflatten(1, (steps, per_view))
+        of_rows, others = views.split([rows * (columns + 1), per_view - rows * (columns + 1)], 2)
+        return torch.cat((of_rows.unflatten(2, (rows, -1))[:, :, :, :-1].flatten(2, 3), others), 2)
 
     def token_points(self) -> Float[Tensor, "tokens 3"]:
         """Return the 3D point of each 2D token, NaN where unknown."""
@@ -91,6 +109,16 @@ class EncodedScene:
             return self.points
         count = self.scene.num_steps * self.scene.tokens_per_step
         return torch.full((count, 3), torch.nan, dtype=torch.float64, device=self.visual.tokens.device)
+
+
+def end_rows(
+    tokens: Float[Tensor, "*steps n D"], sides: Sequence[int], end: Float[Tensor, " D"]
+) -> Float[Tensor, "*steps N D"]:
+    """Add a token after each row of views, whose first tokens are a grid of `sides` rows and columns."""
+    rows, columns = sides
+    grid = tokens[..., : rows * columns, :].unflatten(-2, (rows, columns))
+    ends = end.to(tokens.dtype).expand(*grid.shape[:-2], 1, -1)
+    return torch.cat((torch.cat((grid, ends), -2).flatten(-3, -2), tokens[..., rows * columns :, :]), -2)
 
 
 # ---- 1. Vision: patches to 2D tokens --------------------------------------------------------------------------------
@@ -415,8 +443,7 @@ def fuse_scenes(
             long = (steps * len(members), height, width)
             joined, deep = fusion(tokens, long, read, mix), fusion.deep_features(read, long, tokens.dtype)
             in_layers = fusion.layer_tokens(read, long, scenes[0].scene.token_side, tokens.dtype)
-            per_view = scenes[0].scene.tokens_per_step
-            per_view += fusion.appended.count(per_view)
+            per_view = fusion.appended.view_tokens(*scenes[0].scene.token_grid[1:])
             check_shape(fusion, "visual tokens (t, n, D)", joined, long[0], per_view, tokens.shape[1])
         elif mix is not None:
             joined, deep, in_layers = mix(tokens).unflatten(0, (steps * len(members), -1)), None, None

@@ -81,7 +81,7 @@ def visual_sources(
         own = []
         for steps, *_ in scene.media_grids:
             own.append((first, first_2d))
-            first += steps * (scene.tokens_per_step + extra_tokens.count(scene.tokens_per_step))
+            first += steps * extra_tokens.view_tokens(*scene.token_grid[1:])
             first += extra_tokens.at_end if scene.kind == "video" else 0
             first_2d += steps * scene.tokens_per_step
         starts.append(own)

@@ -48,6 +48,41 @@ class UniformSampler(FrameSampler):
         return even_steps(total, n)
 
 
+class FrameRateSampler(FrameSampler):
+    """Frames at a fixed rate.
+
+    A video with too many of them gets even steps, rounded down. A short one gives fewer frames. This is the sampling
+    of LLaVA's descendants, such as Cambrian-S.
+
+    Args:
+        fps: Frames per second. Every k-th frame is chosen, and k is rounded.
+    """
+
+    stops_early = True
+
+    def __init__(self, fps: int | float = 1.0) -> None:
+        if not fps > 0:
+            raise InputError(f"FrameRateSampler: fps {fps}: give a number above 0")
+        self.fps = fps
+
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        """Choose every k-th frame, or n frames at even steps.
+
+        Raises:
+            InputError: The times of the frames are unknown.
+        """
+        total, times = len(scene.pool), scene.times_s
+        if times is None:
+            raise InputError(
+                f"FrameRateSampler needs the times of the frames of {scene.scene_name}: put times_s into its "
+                "cameras.json, or take UniformSampler"
+            )
+        own = [times[frame] for frame in scene.pool]
+        rate = (total - 1) / (own[-1] - own[0]) if total > 1 else self.fps
+        chosen = list(range(0, total, max(1, round(rate / self.fps))))
+        return chosen if len(chosen) <= n else even_steps(total, n)
+
+
 # ---- Random frames for training -------------------------------------------------------------------------------------
 
 

@@ -38,8 +38,7 @@ def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict
         steps, rows, columns = what if kind == "v" else (1, *what)
         name, suffix = ("video", "_videos") if kind == "v" else ("image", "")
         token_side = spec.frames.token_side((steps if kind == "v" else stills, rows, columns))
-        view = (rows // token_side) * (columns // token_side)
-        per_view = view + model.extra_tokens.count(view)
+        per_view = model.extra_tokens.view_tokens(rows // token_side, columns // token_side)
         token = getattr(config, f"{name}_token_id")
         for step in range(steps) if span_per_step else [0]:
             tokens = per_view if span_per_step else steps * per_view

@@ -293,7 +293,7 @@ def test_halves_of_the_channels_and_places_in_the_sequence() -> None:
         ("add", 6, ExtraTokens.NONE),
     ):
         found = build(name)(VISUAL, GRID, scene())
-        assert found.shape == (3, places, WIDTH) and build(name).appended is appended
+        assert found.shape == (3, places, WIDTH) and build(name).appended == appended
         assert torch.equal(found[:, :6].flatten(0, 1), VISUAL) == (name != "add")  # the 2D tokens are as they were
 
 

@@ -25,6 +25,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from zoo.backbones.decoder import GROUPED_SDPA, MASKED, DeepFeatures, check_head_channels, replace_classes
 from zoo.cameras import Cameras
+from zoo.cameras.scene_geometry import Window
 from zoo.configuration import Configurable
 from zoo.encodings.base import CameraEncoding, DecoderLayout, EncodedCameras, HeadLayout
 from zoo.encodings.placements import ExtraChannels
@@ -64,6 +65,13 @@ class Preprocessor(ABC):
         The frames are already resized, except images of a backbone whose `image_pixels` is None.
         """
 
+    def shown_window(self, height: int, width: int) -> Window | None:
+        """Return the part of an image of this size that its visual tokens show. None if they show all of it.
+
+        It may exceed the image. Cameras, depth and geometry encoders are given this part.
+        """
+        return None
+
     @abstractmethod
     def normalize(self, patches: UInt8[Tensor, "patches channels"]) -> Float[Tensor, "patches channels"]:
         """Normalize patches as the model's own processor does.
@@ -99,7 +107,7 @@ class Preprocessor(ABC):
         Args:
             texts: Texts from `texts`.
             media_grids: (t, h, w) of each video or image, in patches before merging.
-            extra_tokens: Tokens appended to the 2D tokens of each view, and to the last view of a video.
+            extra_tokens: Tokens after the 2D tokens of each row and view, and after the last view of a video.
             frame_times: Time in seconds of each frame of each video. None for images, or if unknown.
 
         Raises:
@@ -413,6 +421,11 @@ class Backbone(nn.Module, ABC):
         )
 
     @property
+    def row_token(self) -> Float[Tensor, " D"] | None:
+        """The learned token after each row of 2D tokens. None in a model without one."""
+        return None
+
+    @property
     @abstractmethod
     def head_layout(self) -> HeadLayout:
         """The channels of an attention head, available without reading a tensor from the GPU."""
@@ -437,6 +450,10 @@ class Backbone(nn.Module, ABC):
 
     def serves_deepstack(self, name: str) -> bool:
         """Return whether the parameter of this name affects only `VisualTokens.deepstack`."""
+        return False
+
+    def is_unused(self, name: str) -> bool:
+        """Return whether no output depends on the parameter of this name."""
         return False
 
     def default_time_index(self) -> TimeIndex:

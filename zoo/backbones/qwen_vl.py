@@ -141,9 +141,9 @@ class QwenVLPreprocessor(Preprocessor):
 
     def _num_tokens(self, grid_thw: Sequence[int], extra_tokens: ExtraTokens) -> int:
         """Return the number of visual tokens of a run, including extra tokens of its views."""
-        steps, height, width = grid_thw
-        view = height * width // self.processor.video_processor.merge_size**2
-        return steps * (view + extra_tokens.count(view))
+        steps, *sides = grid_thw
+        rows, columns = (side // self.processor.video_processor.merge_size for side in sides)
+        return steps * extra_tokens.view_tokens(rows, columns)
 
     def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
         return self.processor.tokenizer.batch_decode([list(ids) for ids in answers], skip_special_tokens=True)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from zoo.cameras import Cameras, ReferenceView, Scale
 from zoo.configuration import Configurable
+from zoo.errors import InputError
 from zoo.sequences.time_index import TimeIndex
 
 # ---- The sizes of a decoder's attention ------------------------------------------------------------------------------
@@ -50,6 +51,16 @@ class HeadLayout(NamedTuple):
         """Return the numbers of the frequencies of an axis, from high to low."""
         return [number for number, each in enumerate(self.axes) if each == axis]
 
+    def section(self, axis: int, part: object) -> list[int]:
+        """Return the `frequencies` of an axis for a part that acts on a section of mRoPE.
+
+        Raises:
+            InputError: Positions have one axis, so RoPE has no sections.
+        """
+        if self.axes and not any(self.axes):
+            raise InputError(no_sections(part))
+        return self.frequencies(axis)
+
     def pairs(self, frequencies: Sequence[int]) -> list[int]:
         """Return the channels that RoPE rotates by these frequencies: the first of each pair, then the second."""
         return [*frequencies, *(number + len(self.axes) for number in frequencies)]
@@ -62,6 +73,14 @@ class HeadLayout(NamedTuple):
     def with_axes(self) -> HeadLayout:
         """Return a layout for rotations besides RoPE's: this one, or without RoPE all pairs with interleaved axes."""
         return self if self.axes else HeadLayout(self.dim, tuple(number % 3 for number in range(self.dim // 2)))
+
+
+def no_sections(part: object) -> str:
+    """Return the error for a part that acts on a section of mRoPE, in a decoder whose positions have one axis."""
+    return (
+        f"{type(part).__name__} acts on a section of mRoPE, and this backbone's positions have one axis: take PRoPE on "
+        "ChannelRange or FrequencyRange"
+    )
 
 
 @dataclass(frozen=True, eq=False)

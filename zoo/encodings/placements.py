@@ -179,7 +179,7 @@ class TemporalSection(ChannelPlacement):
     requires_constant_time = True
 
     def block(self, head: HeadLayout) -> ChannelBlock:
-        section = head.frequencies(AXES.index("t"))
+        section = head.section(AXES.index("t"), self)
         if not section or len(section) % 4:
             raise InputError(
                 f"TemporalSection requires a T section with a multiple of four frequencies, got {len(section)}"
@@ -221,7 +221,7 @@ class Frequencies(ChannelPlacement):
         Raises:
             InputError: The section has fewer than `count` frequencies.
         """
-        section = head.frequencies(AXES.index(self.section))
+        section = head.section(AXES.index(self.section), self)
         if self.count > len(section):
             raise InputError(f"mRoPE's {self.section} section has {len(section)} frequencies, fewer than {self.count}")
         return self.choose(section)

@@ -202,7 +202,7 @@ class PoseAxis(CameraEncoding):
         Raises:
             InputError: T has fewer frequencies.
         """
-        section = head.with_axes().frequencies(0)
+        section = head.with_axes().section(0, self)
         count = len(section) if self.count is None else self.count
         if count > len(section):
             raise InputError(f"PoseAxis: mRoPE's T section has {len(section)} frequencies, fewer than {count}")

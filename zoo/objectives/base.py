@@ -164,11 +164,10 @@ class Decoded:
     def views_of(self, states: Float[Tensor, "S L D"]) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
         """Yield each scene with the states of its views' tokens in each of its sequences, in float32.
 
-        See `visual_states`. A token after the last view is left out.
+        See `visual_states`. Tokens after rows and after the last view are left out.
         """
         for scene, own in self.visual_states(states):
-            steps, per_step = scene.visual.tokens.shape[:2]
-            yield scene, own[:, : steps * per_step].unflatten(1, (steps, per_step))
+            yield scene, scene.of_views(own)
 
     def raw_depths(self) -> Iterator[list[tuple[EncodedScene, Float[Tensor, "rows t n ends"]]]]:
         """Yield the depth predictions of the view mixer and of each decoder layer, by scene.
@@ -424,7 +423,7 @@ def resolve_extra_tokens(objectives: Iterable[Objective], appended: ExtraTokens,
         InputError: Several parts append tokens that can't be combined.
     """
     found = {type(each).__name__: each.extra_tokens for each in objectives if each.has_token(training)}
-    if appended is not ExtraTokens.NONE:
+    if appended != ExtraTokens.NONE:
         found["the fusion"] = appended
     kinds = list(found.values())
     if len(kinds) == 2 and set(kinds) == {ExtraTokens.LAST, ExtraTokens.END}:
@@ -502,7 +501,7 @@ def check_teacher(objectives: Iterable[Objective], given: Collection[str] | None
 def append_view_token(objectives: Iterable[Objective], visual: VisualTokens, *, training: bool) -> VisualTokens:
     """Append the objectives' learned token, if any, to the tokens of each temporal patch of a scene."""
     for objective in objectives:
-        if not objective.has_token(training) or objective.extra_tokens is ExtraTokens.END:
+        if not objective.has_token(training) or objective.extra_tokens == ExtraTokens.END:
             continue
         assert objective.token is not None  # set by `bind`
         token, count = objective.token.to(visual.tokens.dtype), len(visual.tokens)
@@ -515,7 +514,7 @@ def append_view_token(objectives: Iterable[Objective], visual: VisualTokens, *, 
 
 def end_token(objectives: Iterable[Objective], scene: PreparedScene, *, training: bool) -> Float[Tensor, " D"] | None:
     """Return the learned token after the last view of a video. None without one, and for images."""
-    own = (each for each in objectives if each.has_token(training) and each.extra_tokens is ExtraTokens.END)
+    own = (each for each in objectives if each.has_token(training) and each.extra_tokens == ExtraTokens.END)
     tokens = [objective.token for objective in own]
     return tokens[0] if tokens and scene.kind == "video" else None
 

@@ -65,8 +65,8 @@ class CameraPrediction(LayerObjective):
     Example:
         >>> from zoo import SpatialVLM
         >>> model = SpatialVLM(objectives=[CameraPrediction()])
-        >>> list(model.objectives), model.model_spec().targets, model.extra_tokens.value
-        (['LanguageModeling', 'CameraPrediction'], ('cameras',), 'one per view')
+        >>> list(model.objectives), model.model_spec().targets, model.extra_tokens.per_view
+        (['LanguageModeling', 'CameraPrediction'], ('cameras',), 1)
     """
 
     targets = ("cameras",)

@@ -6,9 +6,9 @@ It starts with the merging of patches into visual tokens, which is the same for 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -24,24 +24,48 @@ IMAGE_PIXELS = (4 * 28**2, 16384 * 28**2)  # minimum and maximum pixels of an im
 GridTHW = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w); reading a tensor on a GPU makes the host wait
 
 
-class ExtraTokens(Enum):
-    """The tokens appended to the 2D tokens of each view, and after the last view of a video."""
+Count = TypeVar("Count", int, Tensor)
 
-    NONE = "none"
-    ONE = "one per view"
-    LAST = "one per view, at the position of the last 2D token"
-    ALL = "one per 2D token"
-    END = "one per video, at the position of its last 2D token"
-    LAST_AND_END = "one per view and one more per video, at the position of the last 2D token"
 
-    def count(self, tokens: int) -> int:
-        """Return the number of tokens appended to a view with `tokens` 2D tokens."""
-        return {ExtraTokens.NONE: 0, ExtraTokens.END: 0, ExtraTokens.ALL: tokens}.get(self, 1)
+@dataclass(frozen=True)
+class ExtraTokens:
+    """The tokens after the 2D tokens of each row, after those of each view, and after the last view of a video.
 
-    @property
-    def at_end(self) -> int:
-        """The number of tokens after the last view of a video."""
-        return int(self in (ExtraTokens.END, ExtraTokens.LAST_AND_END))
+    Each has the position of a 2D token. Behind a row it is the last one of the row.
+
+    Attributes:
+        per_row: Number of tokens after each row of 2D tokens.
+        per_view: Number of tokens after the last row of each view, at the position of the view's first 2D token.
+        per_token: Number of tokens after the last row of each view for each of its 2D tokens, at their positions.
+        at_end: Number of tokens after the last view of a video.
+        at_last: Whether the tokens after a view have the position of its last 2D token.
+    """
+
+    per_row: int = 0
+    per_view: int = 0
+    per_token: int = 0
+    at_end: int = 0
+    at_last: bool = False
+
+    NONE: ClassVar[ExtraTokens]
+    ONE: ClassVar[ExtraTokens]
+    LAST: ClassVar[ExtraTokens]
+    ALL: ClassVar[ExtraTokens]
+    END: ClassVar[ExtraTokens]
+    LAST_AND_END: ClassVar[ExtraTokens]
+
+    def row_tokens(self, rows: Count, columns: Count) -> Count:
+        """Return the number of visual tokens of a view's rows, with the tokens after each row."""
+        return rows * (columns + self.per_row)
+
+    def view_tokens(self, rows: Count, columns: Count) -> Count:
+        """Return the number of visual tokens of a view of this size in 2D tokens, extra tokens included."""
+        return self.row_tokens(rows, columns) + self.per_view + self.per_token * rows * columns
+
+
+ExtraTokens.NONE, ExtraTokens.ONE, ExtraTokens.ALL = ExtraTokens(), ExtraTokens(per_view=1), ExtraTokens(per_token=1)
+ExtraTokens.LAST, ExtraTokens.END = ExtraTokens(per_view=1, at_last=True), ExtraTokens(at_end=1, at_last=True)
+ExtraTokens.LAST_AND_END = ExtraTokens(per_view=1, at_end=1, at_last=True)
 
 
 # ---- Places of the visual tokens in a batch of sequences, computed once on the CPU ----------------------------------
@@ -107,7 +131,7 @@ class SequenceLayout:
         image_grid_thw: The same for images.
         placeholders: Token ids of the backbone.
         spatial_merge_size: Patches per side in one visual token.
-        extra_tokens: Tokens appended to the 2D tokens of each view.
+        extra_tokens: Tokens after the 2D tokens of each row and view, and after the last view of a video.
 
     Attributes:
         media: Videos and images, in the order in which they appear.
@@ -148,8 +172,8 @@ class SequenceLayout:
         is_visual = torch.isin(ids, torch.tensor(placeholders.visual))
         if placeholders.vision_start is None:  # the sizes of the images tell where each one starts
             sizes = torch.zeros(0, 3, dtype=ids.dtype) if image_grid_thw is None else image_grid_thw.to(ids)
-            views = (sizes[:, 1:] // spatial_merge_size).prod(1)
-            ends = (sizes[:, 0] * _with_extra(views, extra_tokens)).cumsum(0)
+            sides = sizes[:, 1:] // spatial_merge_size
+            ends = (sizes[:, 0] * extra_tokens.view_tokens(sides[:, 0], sides[:, 1])).cumsum(0)
             every = is_visual.nonzero()[:, 0]
             first = torch.cat((ends.new_zeros(1), ends))[: len(sizes)]
             self.start: Int[Tensor, " M"] = every[first[first < len(every)]]
@@ -180,23 +204,26 @@ class SequenceLayout:
         first[1:] = (of_span[1:] != of_span[:-1]).any(1)
         self.medium: Int[Tensor, " M"] = first.cumsum(0) - 1
         steps = torch.zeros_like(self.medium[first]).index_add(0, self.medium, self.grid[:, 0])
-        rows = torch.cat((of_span[first], steps[:, None], self.steps_before[first, None]), 1).tolist()
-        self.media = [MediaSpan(row, "video" if is_video else "image", *others) for row, is_video, *others in rows]
+        spans = torch.cat((of_span[first], steps[:, None], self.steps_before[first, None]), 1).tolist()
+        self.media = [MediaSpan(row, "video" if is_video else "image", *others) for row, is_video, *others in spans]
         if len(self.media) != len({(medium.kind, medium.number) for medium in self.media}):
             raise ValueError("the temporal patches of a video do not follow each other in one sequence")
 
-        # 2. Tokens: each view has h * w 2D tokens, then its extra tokens. One more may follow the last view of a video.
-        view = self.grid[:, 1] * self.grid[:, 2]
-        per_view = _with_extra(view, extra_tokens)
+        # 2. Tokens: each view has h rows of w 2D tokens, each row with its extra tokens, then those of the view. More
+        # may follow the last view of a video.
+        per_view = extra_tokens.view_tokens(self.grid[:, 1], self.grid[:, 2])
         is_last = F.pad(self.medium.diff(), (0, 1), value=1) > 0
         lengths = self.grid[:, 0] * per_view + extra_tokens.at_end * (is_last & self.is_video)
         self.span, within = owners(lengths)
         self.step = torch.minimum(within // per_view[self.span], self.grid[self.span, 0] - 1)
         place = within - self.step * per_view[self.span]
-        self.is_extra: Bool[Tensor, " tokens"] = place >= view[self.span]
-        shares_last = extra_tokens in (ExtraTokens.LAST, ExtraTokens.END, ExtraTokens.LAST_AND_END)
-        shared = view[self.span] - 1 if shares_last else place - view[self.span]
-        self.cell: Int[Tensor, " tokens"] = torch.where(self.is_extra, shared, place)
+        rows, columns = self.grid[self.span, 1], self.grid[self.span, 2]
+        per_row, of_rows = columns + extra_tokens.per_row, extra_tokens.row_tokens(rows, columns)
+        row, column = place // per_row, place % per_row
+        self.is_extra: Bool[Tensor, " tokens"] = (place >= of_rows) | (column >= columns)
+        shared = rows * columns - 1 if extra_tokens.at_last else place - of_rows
+        in_row = row * columns + torch.minimum(column, columns - 1)
+        self.cell: Int[Tensor, " tokens"] = torch.where(place >= of_rows, shared, in_row)
         self.tokens: Int[Tensor, " tokens"] = self.start[self.span] + within
         self._check(ids, lengths)
 
@@ -245,11 +272,6 @@ class SequenceLayout:
     def tokens_per_row(self) -> list[int]:
         """Number of visual tokens of each sequence."""
         return torch.bincount(self.row[self.tokens], minlength=self.shape[0]).tolist()
-
-
-def _with_extra(views: Int[Tensor, " M"], extra_tokens: ExtraTokens) -> Int[Tensor, " M"]:
-    """Return the number of visual tokens of views, given the number of their 2D tokens."""
-    return views + torch.tensor([extra_tokens.count(size) for size in views.tolist()], dtype=views.dtype)
 
 
 def owners(lengths: Int[Tensor, " M"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:

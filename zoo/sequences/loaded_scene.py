@@ -345,8 +345,8 @@ class PreparedScene(Movable):
 
     def num_tokens(self, extra_tokens: ExtraTokens) -> int:
         """Return the number of visual tokens, extra tokens included."""
-        per_step = self.tokens_per_step + extra_tokens.count(self.tokens_per_step)
-        return self.num_steps * per_step + (extra_tokens.at_end if self.kind == "video" else 0)
+        steps, rows, columns = self.token_grid
+        return steps * extra_tokens.view_tokens(rows, columns) + (extra_tokens.at_end if self.kind == "video" else 0)
 
     @property
     def vision_grids(self) -> list[Grid]:

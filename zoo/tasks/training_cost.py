@@ -224,8 +224,7 @@ def sequence_sizes(model: SpatialVLM, batch: BatchSizes) -> tuple[int, int, int]
     backbone, extra = model.backbone, model.training_tokens
     steps, height, width = grid = batch.grid(backbone.patch_size)
     side = model.frame_rules.token_side(grid)
-    per_step = (height // side) * (width // side)
-    visual = steps * (per_step + extra.count(per_step)) + (extra.at_end if batch.kind == "video" else 0)
+    visual = steps * extra.view_tokens(height // side, width // side) + (extra.at_end if batch.kind == "video" else 0)
     spans = steps if backbone.span_per_step or batch.kind == "image" else 1
     prefix = SYSTEM + visual + spans * (1 if spans == 1 else 1 + SPAN)
     prefix += CAMERAS + steps * POSE if batch.poses_in_prompt else 0

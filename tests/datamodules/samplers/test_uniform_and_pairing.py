@@ -13,6 +13,7 @@ from datamodules.samplers import (
     Consecutive,
     Duplicate,
     FramePairing,
+    FrameRateSampler,
     FrameSampler,
     Neighbor,
     OffsetNeighbor,
@@ -25,15 +26,17 @@ from datamodules.video import Video
 from zoo.errors import InputError
 
 TABLES = json.loads((Path(__file__).parents[2] / "golden/preprocess/tables.json").read_text())
+TABLES_OF_RATES = Path(__file__).parents[2] / "golden/cambrian_s/text/frames.json"
 pytestmark = pytest.mark.filterwarnings("ignore:.*frames to choose from")
 RULES = ["qwen_vl_utils", "linspace_floor", "floor_128"]
 
 
-def clip(num_frames: int, epoch: int = 0, name: str = "clip.mp4") -> SceneView:
-    """A video of which only the length is known: all that these samplers ask for."""
+def clip(num_frames: int, epoch: int = 0, name: str = "clip.mp4", rate: float | None = None) -> SceneView:
+    """A video of which only the length is known, and perhaps the rate: all that these samplers ask for."""
     video = Video.__new__(Video)
     video.num_frames, video.path = num_frames, Path(name)
-    return SceneView(video, epoch=epoch)
+    times = None if rate is None else [frame / rate for frame in range(num_frames)]
+    return SceneView(video, epoch=epoch, times_s=times)
 
 
 def test_golden_indices_of_inference_training_and_candidates() -> None:
@@ -50,6 +53,19 @@ def test_golden_indices_of_inference_training_and_candidates() -> None:
             assert UniformSampler("linspace_floor")(clip(row["total"]), len(expected)) == expected, row
     for row in TABLES["sa_candidate_indices"]:
         assert sorted(set(UniformSampler("floor_128")(clip(row["total"]), 128))) == row["candidates"]
+
+
+def test_golden_indices_at_a_rate_and_the_most_frames_at_even_steps() -> None:
+    rows = json.loads((TABLES_OF_RATES).read_text())["whole"]
+    for row in rows:
+        view, most = clip(row["frames"], rate=row["rate"]), row["video_max_frames"]
+        sampler = UniformSampler("linspace_floor") if row["video_force_sample"] else FrameRateSampler(row["video_fps"])
+        assert sampler.select(view, most) == row["indices"], row
+    assert FrameRateSampler(2.0).select(clip(300, rate=30.0), 128) != FrameRateSampler().select(
+        clip(300, rate=30.0), 128
+    )
+    with pytest.raises(InputError, match="needs the times of the frames"):
+        FrameRateSampler().select(clip(300), 128)
 
 
 def test_floor_128_takes_its_frames_from_the_candidates():

@@ -95,7 +95,7 @@ def test_the_published_loss_and_that_a_weight_of_zero_is_left_out_bit_for_bit(fa
 def test_without_a_token_prompts_and_answers_are_those_of_a_model_without_objectives() -> None:
     plain, task = tiny_model("plain"), tiny_model("plain", objectives=[*without_token(), MaskedViews(mask_ratio=0.9)])
     asked, usual = tiny_batch(task, *SCENES), tiny_batch(plain, *SCENES)
-    assert task.model.extra_tokens is ExtraTokens.NONE and prompts_of(asked) == prompts_of(usual)
+    assert task.model.extra_tokens == ExtraTokens.NONE and prompts_of(asked) == prompts_of(usual)
     records = task.predict_batch(asked)
     errors = [record.pop("objectives") for record in records]
     assert records == plain.predict_batch(usual)
@@ -108,7 +108,7 @@ def test_without_a_token_prompts_and_answers_are_those_of_a_model_without_object
     # the control: a token is part of the prompt, one per view
     other = tiny_model("plain", objectives=[CameraPrediction()])
     longer = zip(prompts_of(tiny_batch(other, *SCENES)), prompts_of(asked), strict=True)
-    assert other.model.extra_tokens is ExtraTokens.ONE
+    assert other.model.extra_tokens == ExtraTokens.ONE
     assert [len(mine) - len(other) for mine, other in longer] == [3, 3, 3, 2]
 
 

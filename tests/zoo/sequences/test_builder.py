@@ -48,6 +48,13 @@ def rules() -> ModelSpec:
     return tiny_model("plain").model_spec()
 
 
+KINDS = [
+    *(ExtraTokens.NONE, ExtraTokens.ONE, ExtraTokens.LAST, ExtraTokens.ALL),
+    *(ExtraTokens.END, ExtraTokens.LAST_AND_END, ExtraTokens(per_row=1)),
+    *(ExtraTokens(per_row=1, per_view=1), ExtraTokens(per_row=2, per_token=1), ExtraTokens(per_row=1, at_end=1)),
+]
+
+
 @dataclass
 class Expected:
     """What the walk finds of each visual token, and of each token on a 2D grid."""
@@ -77,13 +84,15 @@ def numbered(scenes: list[PreparedScene], extra: ExtraTokens) -> list[list[list[
         for _ in range(1 if scene.kind == "video" else scene.num_steps):
             steps: list[list[tuple[int, int | None]]] = []
             for _ in range(scene.num_steps if scene.kind == "video" else 1):
-                size = scene.grid_thw[1] * scene.grid_thw[2] // 4
-                view: list[tuple[int, int | None]] = [(every + i, flat + i) for i in range(size)]
-                more = {ExtraTokens.NONE: 0, ExtraTokens.END: 0, ExtraTokens.ALL: size}.get(extra, 1)
-                view += [(every + size + i, None) for i in range(more)]
-                every, flat = every + size + more, flat + size
+                rows, columns = (side // 2 for side in scene.grid_thw[1:])
+                kinds = [*[True] * columns, *[False] * extra.per_row] * rows
+                kinds += [False] * (extra.per_view + extra.per_token * rows * columns)
+                view: list[tuple[int, int | None]] = []
+                for is_2d in kinds:
+                    view.append((every, flat if is_2d else None))
+                    every, flat = every + 1, flat + is_2d
                 steps.append(view)
-            if scene.kind == "video" and extra in (ExtraTokens.END, ExtraTokens.LAST_AND_END):
+            for _ in range(extra.at_end if scene.kind == "video" else 0):
                 steps[-1].append((every, None))
                 every += 1
             media.append(steps)
@@ -126,10 +135,12 @@ def drawn_case(seed: int, extra: ExtraTokens, in_spans: bool, mixed: bool = True
             for step, view in enumerate(steps):
                 if step == 0 or in_spans:
                     ids += [TEXT] * draw.randint(0, 2) + [START]
-                for cell, (every, flat) in enumerate(view):
+                cell = 0  # among the 2D tokens
+                for every, flat in view:
                     center = (cell % width + 0.5) / width - 0.5, (cell // width + 0.5) / height - 0.5
                     own.append((len(ids), every, flat, center, step_of_row))
                     ids.append(token)
+                    cell += flat is not None
                 if in_spans:
                     ids.append(END)
                 step_of_row += 1
@@ -161,7 +172,7 @@ def builder(rules: ModelSpec, extra: ExtraTokens, in_spans: bool) -> SequenceBui
 
 
 @pytest.mark.parametrize("in_spans", [False, True], ids=["a span per video", "a span per temporal patch"])
-@pytest.mark.parametrize("extra", ExtraTokens)
+@pytest.mark.parametrize("extra", KINDS, ids=str)
 def test_each_visual_token_is_where_a_walk_finds_it(extra: ExtraTokens, in_spans: bool, rules: ModelSpec) -> None:
     for seed in range(11):
         check_places(drawn_case(seed, extra, in_spans), builder(rules, extra, in_spans), extra)
@@ -411,7 +422,7 @@ def test_positions_by_predicted_cameras_are_those_by_equal_cameras_of_the_datase
 def test_they_are_those_of_the_host(index: PoseTimeIndex, after: Any, in_spans: bool) -> None:
     """The positions of the step equal those of the data worker, for mixed media, padding and views without cameras."""
     base, shifted = tiny_model("plain").model_spec(), 0
-    for seed, extra in product(range(5), ExtraTokens):
+    for seed, extra in product(range(5), KINDS):
         case = drawn_case(seed, extra, in_spans)
         makes = builder(replace(base, time_index=index, text_after_vision=after), extra, in_spans)
         rows = [[case.scenes[i] for i in row] for row in case.scene_index]

@@ -397,8 +397,7 @@ def layout_of(rows: list[list[Medium]], extra: ExtraTokens, in_spans: bool, side
         ids = [TEXT]
         for kind, steps, height, width in row:
             steps = steps if kind == "video" else 1
-            view = height * width // 4
-            per_view = view + extra.count(view)
+            per_view = extra.view_tokens(height // 2, width // 2)
             token = VIDEO if kind == "video" else IMAGE
             runs = [per_view] * steps if in_spans else [steps * per_view]
             runs[-1] += extra.at_end if kind == "video" else 0
@@ -423,7 +422,7 @@ INDICES: list[TimeIndex] = [SpanIndex(), ConstantIndex(), StepIndex(), Timestamp
 def test_text_comes_behind_all_that_is_before_it(index: TimeIndex) -> None:
     """Text behind a video starts after the video's highest position, however far its time reaches."""
     for seed in range(6):
-        layout = layout_of(random_batch(seed), list(ExtraTokens)[seed % 3], True)
+        layout = layout_of(random_batch(seed), (ExtraTokens.NONE, ExtraTokens.ONE, ExtraTokens.LAST)[seed % 3], True)
         videos = [medium.steps for medium in layout.media if medium.kind == "video"]
         frames = [[10 * i for i in range(2 * steps)] for steps in videos]
         ids = layout_position_ids(layout, index, frame_indices=frames if index.requires_frames else None)

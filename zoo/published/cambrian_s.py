@@ -1,0 +1,680 @@
+"""Cambrian-S (arXiv 2511.04670): SigLIP2 before a Qwen2.5 with one axis of positions.
+
+The frames of a video follow each other without a mark. A frame is padded to a square, pooled to a small grid behind the
+projector, and freed from its padding. A learned token follows each row of the grid. The reference is
+cambrian-mllm/cambrian-s by the fork zlduke/cambrian-s, state 6c4728b. The released files were not read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Config,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+from transformers.modeling_utils import local_torch_dtype
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer
+
+from zoo.backbones.base import (
+    AttentionImplementation,
+    Backbone,
+    BackboneLoader,
+    BackbonePart,
+    DType,
+    License,
+    Message,
+    VisualTokens,
+)
+from zoo.backbones.decoder import GROUPED_SDPA, CameraAttention, FusionLayer
+from zoo.backbones.pretrained import EmptyBackbone, PretrainedBackbone, backbone_settings
+from zoo.backbones.qwen_vl import INITIALIZER_RANGE, QwenVLPreprocessor, tiny_tokenizer
+from zoo.cameras.scene_geometry import Window
+from zoo.checkpoints.from_tensors import load_backbone
+from zoo.encodings.base import HeadLayout
+from zoo.errors import InputError
+from zoo.model import SpatialVLM
+from zoo.published.release import refuse_others
+from zoo.seed import resolve_seed
+from zoo.sequences.batch import Batch
+from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, Placeholders
+from zoo.sequences.loaded_scene import Grid, PreparedScene, VisionInputs, VisionRules
+from zoo.sequences.time_index import SequentialIndex, TimeIndex
+from zoo.tasks.video_qa import VideoQATask
+from zoo.weights.load import Tensors, first_tensor
+
+__all__ = [
+    "CambrianS",
+    "PretrainedCambrianS",
+    "TinyCambrianS",
+    "cambrian_grid",
+    "cambrian_names",
+    "cambrian_pixels",
+    "load_cambrian_s",
+]
+
+GRAY = 127  # of the canvas that makes pictures square
+IMAGE_TOKEN = "<|image_pad|>"  # stands for a visual token in prompts; the published code has an id of no token
+IMAGE_TOKEN_ID = 151655  # of Qwen2.5's tokenizer
+PUBLISHED_ID = -200  # marks a video or an image in the published code's sequences
+FRAME_TOKENS, STILL_TOKENS = 64, 729  # of a square frame and of a square image, by default
+FRAMES_AS_IMAGES = {"frames_as": "image"}
+TOWER: dict[str, Any] = dict(  # SigLIP2-so400m, which config.json does not describe
+    hidden_size=1152,
+    intermediate_size=4304,
+    num_hidden_layers=27,
+    num_attention_heads=16,
+    image_size=384,
+    patch_size=14,
+    hidden_act="gelu_pytorch_tanh",
+    layer_norm_eps=1e-6,
+)
+FIXED: dict[str, tuple[Any, ...]] = {  # settings of the published code, as released
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_vision_select_layer": (-2,),
+    "mm_use_im_newline_token": (True,),
+    "mm_use_im_start_end": (False,),
+}
+SIZES = {  # of Qwen2.5-Instruct: width, width of the MLP, layers, heads, heads of keys and values, vocabulary
+    "0.5B": (896, 4864, 24, 14, 2, 151936),
+    "1.5B": (1536, 8960, 28, 12, 2, 151936),
+    "3B": (2048, 11008, 36, 16, 2, 151936),
+    "7B": (3584, 18944, 28, 28, 4, 152064),
+}
+VISION = "model.vision_tower_aux_list.0.vision_tower.vision_model."
+NEXT_FRAME = "model.nfp_head."  # of the training that predicts the next frame
+CHAT_TEMPLATE = """{%- if messages[0].role != 'system' -%}
+{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}
+{%- endif -%}
+{%- for message in messages -%}
+{{ '<|im_start|>' + message.role + '\n' }}
+{%- if message.content is string -%}
+{{ message.content }}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}
+{{ '<|image_pad|>' }}{{ '' if not loop.last and loop.nextitem.type == 'image' else '\n' }}
+{%- else -%}
+{{ part.text[1:] if part.text[0] == '\n' and not loop.first and loop.previtem.type == 'image' else part.text }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{ '<|im_end|>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\n' }}
+{%- endif -%}"""
+
+
+# ---- Pictures --------------------------------------------------------------------------------------------------------
+
+
+def cambrian_grid(width: int, height: int, side: int) -> tuple[int, int]:
+    """Return the rows and columns of tokens that a picture keeps of `side` x `side`.
+
+    The rows or columns of its padding are cut off in equal numbers at both ends, rounded as in the published code.
+    """
+    if width > height:
+        return side - 2 * ((side - int(height * (side / width))) // 2), side
+    return side, side - 2 * ((side - int(width * (side / height))) // 2)
+
+
+def square_picture(picture: UInt8[Tensor, "3 H W"], side: int) -> UInt8[Tensor, "3 side side"]:
+    """Put a picture in the middle of a gray square and resize it with Pillow's bicubic filter."""
+    height, width = picture.shape[-2:]
+    longer = max(height, width)
+    canvas = Image.new("RGB", (longer, longer), (GRAY, GRAY, GRAY))
+    own = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    canvas.paste(own, ((longer - width) // 2, (longer - height) // 2))
+    resized = canvas.resize((side, side), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def square_pictures(pictures: UInt8[Tensor, "N 3 H W"], side: int) -> UInt8[Tensor, "N pixels"]:
+    """Return pictures in a row each, see `square_picture`."""
+    return torch.stack([square_picture(each, side) for each in pictures.cpu()]).flatten(1)
+
+
+def normalize_colors(pixels: Tensor) -> Tensor:
+    """Return bytes as numbers from -1 to 1."""
+    return pixels.float() / 255 * 2 - 1
+
+
+def grid_in_patches(pictures: Tensor, side: int) -> Grid:
+    """Return (t, h, w) of pictures of one size, in units of which 2 x 2 make a visual token.
+
+    Raises:
+        InputError: The picture is so narrow that the published rule keeps none of it.
+    """
+    height, width = pictures.shape[-2:]
+    rows, columns = cambrian_grid(width, height, side)
+    if not rows or not columns:
+        raise InputError(f"a picture of {width} x {height} pixels is too narrow for {side} x {side} tokens: crop it")
+    return len(pictures), rows * SPATIAL_MERGE_SIZE, columns * SPATIAL_MERGE_SIZE
+
+
+class CambrianPreprocessor(QwenVLPreprocessor):
+    """Each frame becomes a square, with its padding.
+
+    Args:
+        processor: Holds the tokenizer and the chat template.
+        side: Side of the squares in pixels.
+        token_side: Tokens per side of a square.
+    """
+
+    def __init__(self, processor: Any, side: int, token_side: int) -> None:
+        super().__init__(processor)
+        self.side, self.token_side = side, token_side
+
+    def cut_patches(self, frames: UInt8[Tensor, "T 3 H W"]) -> tuple[UInt8[Tensor, "t pixels"], Int[Tensor, " 3"]]:
+        pictures = frames[::TEMPORAL_PATCH_SIZE]
+        grid = grid_in_patches(pictures, self.token_side)
+        return square_pictures(pictures, self.side), torch.tensor(grid)
+
+    def shown_window(self, height: int, width: int) -> Window:
+        """See `Preprocessor`. The window is in pixels of which `token_side` are one of the image."""
+        rows, columns = cambrian_grid(width, height, self.token_side)
+        side, longer = self.token_side, max(height, width)
+        top, left = (
+            (side - kept) // 2 * longer - (longer - own) // 2 * side for kept, own in ((rows, height), (columns, width))
+        )
+        return Window(height * side, width * side, top, left, rows * longer, columns * longer)
+
+    def normalize(self, patches: UInt8[Tensor, "t pixels"]) -> Float[Tensor, "t pixels"]:
+        return normalize_colors(patches)
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """See `Preprocessor`.
+
+        Raises:
+            InputError: The chat shows a video as such.
+        """
+        if any({"type": "video"} in message["content"] for message in messages if message["role"] == "user"):
+            raise InputError("Cambrian-S sees each frame as an image: set --data.frames_as image")
+        return super().prompt(messages)
+
+    def save_pretrained(self, folder: str) -> None:
+        self.processor.tokenizer.save_pretrained(folder)  # no file describes the pictures
+
+
+class CambrianProcessor:
+    """Builds transformers' processor around a tokenizer. The published folders have no other processor file."""
+
+    @classmethod
+    def from_pretrained(cls, folder: Any) -> Qwen2_5_VLProcessor:
+        return cls.of(Qwen2Tokenizer.from_pretrained(folder))
+
+    @staticmethod
+    def of(tokenizer: Any) -> Qwen2_5_VLProcessor:
+        return Qwen2_5_VLProcessor(
+            Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE
+        )
+
+
+# ---- The backbone ----------------------------------------------------------------------------------------------------
+
+
+class CambrianInputs(VisionInputs):
+    """The grids of the pictures, which the vision encoder itself does not need."""
+
+    def __init__(self, grids: Sequence[Grid]) -> None:
+        self.grids = [
+            (steps, height // SPATIAL_MERGE_SIZE, width // SPATIAL_MERGE_SIZE) for steps, height, width in grids
+        ]
+        super().__init__([math.prod(grid) for grid in self.grids], {}, {})
+
+
+@dataclass(frozen=True)
+class CambrianRules(VisionRules):
+    """All pictures have the same size. Their grids say what is cut off behind the vision encoder."""
+
+    def inputs(self, grids: Sequence[Grid]) -> CambrianInputs:
+        return CambrianInputs(grids)
+
+
+class CambrianAttention(CameraAttention, Qwen2Attention):
+    """The decoder's attention with camera hooks."""
+
+
+class CambrianLayer(FusionLayer, Qwen2DecoderLayer):
+    """A decoder layer, in which a fusion may change the visual tokens."""
+
+
+class CambrianBackbone(Backbone):
+    """SigLIP2 and Qwen2.5 as in transformers' LLaVA-NeXT, whose `image_newline` follows each row of tokens.
+
+    Args:
+        vlm: Transformers' model. Its vision encoder lacks the last layer and the pooling head of SigLIP2.
+        processor: Holds the tokenizer and the chat template. None for a model that takes only token ids.
+        attn_implementation: Attention backend of the decoder. None uses the model's.
+        stop_tokens: Token ids that end an answer, in addition to the config's.
+    """
+
+    hooked_classes = {Qwen2Attention: CambrianAttention, Qwen2DecoderLayer: CambrianLayer}
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    tokens_per_second = 1  # of a time that no position depends on
+    spatial_merge_size, image_pixels = SPATIAL_MERGE_SIZE, None
+
+    def __init__(
+        self, vlm: Any, processor: Any, attn_implementation: str | None = None, stop_tokens: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        config, text = vlm.config, vlm.config.text_config
+        self.vlm = vlm
+        attention = attn_implementation or self.attn_implementation
+        self.decoder.config._attn_implementation = GROUPED_SDPA if attention == "sdpa" else attention
+        image, video = PUBLISHED_ID, PUBLISHED_ID - 1  # a video is shown as images
+        own = text.eos_token_id
+        stops = [*([own] if isinstance(own, int) else own or ()), *stop_tokens]
+        if processor is not None:
+            side = config.vision_config.image_size
+            self.preprocessor = CambrianPreprocessor(processor, side, token_side(config, "miv_token_len"))
+            video, image = processor.video_token_id, processor.image_token_id
+            stops.append(processor.tokenizer.eos_token_id)
+        self.placeholders = Placeholders(video, image, None)
+        self.stop_tokens = list(dict.fromkeys(stops))
+        self.patch_size = config.vision_config.patch_size
+        self.hidden_size, self.context_length = text.hidden_size, text.max_position_embeddings
+
+    @property
+    def head_layout(self) -> HeadLayout:
+        width = self.decoder.layers[0].self_attn.head_dim
+        return HeadLayout(width, (0,) * (width // 2))
+
+    @property
+    def row_token(self) -> Float[Tensor, " D"]:
+        return self.vlm.model.image_newline
+
+    def blocks(self) -> list[nn.Module]:
+        return [*self.decoder.layers, *self.vlm.model.vision_tower.encoder.layers]
+
+    def part_of(self, name: str) -> BackbonePart:
+        if ".multi_modal_projector." in f".{name}" or name.endswith("image_newline"):
+            return "connector"
+        return "vision" if ".vision_tower." in f".{name}" else "decoder"
+
+    def is_unused(self, name: str) -> bool:
+        return ".post_layernorm." in name  # the states before it are read
+
+    def default_time_index(self) -> TimeIndex:
+        return SequentialIndex()
+
+    @property
+    def vision_rules(self) -> CambrianRules:
+        return CambrianRules()
+
+    def encode_vision(self, pixel_values: Tensor, vision: VisionInputs) -> VisualTokens:
+        """See `Backbone`. The states before the last norm are projected, pooled, and freed from the padding."""
+        assert isinstance(vision, CambrianInputs)
+        model, side = self.vlm.model, self.vlm.config.vision_config.image_size
+        if not pixel_values.is_floating_point():
+            pixel_values = normalize_colors(pixel_values)
+        pictures = pixel_values.unflatten(1, (3, side, side))
+        states = model.vision_tower.encoder(model.vision_tower.embeddings(pictures)).last_hidden_state
+        projected = model.multi_modal_projector(states)
+        maps = projected.unflatten(1, (math.isqrt(states.shape[1]), -1)).permute(0, 3, 1, 2)
+        grids = [(key, sum(steps for steps, *_ in run)) for key, run in groupby(vision.grids, lambda grid: grid[1:])]
+        parts = maps.split([count for _, count in grids])
+        pooled = [pooled_grid(part, *sides) for part, (sides, _) in zip(parts, grids, strict=True)]
+        tokens = torch.cat([part.flatten(2).mT.flatten(0, 1) for part in pooled])
+        return VisualTokens(tokens, tokens.new_empty(0, *tokens.shape))
+
+    def embed(self, input_ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """See `Backbone`. The published placeholder has no embedding, and is replaced afterwards."""
+        return super().embed(input_ids.clamp(min=0))
+
+    def decode(self, inputs: Mapping[str, Any], *, cache: Any = None, use_cache: bool = False) -> Any:
+        """See `Backbone`. All axes of the positions are equal."""
+        return super().decode({**inputs, "position_ids": inputs["position_ids"][0]}, cache=cache, use_cache=use_cache)
+
+
+def pooled_grid(maps: Float[Tensor, "N D H W"], rows: int, columns: int) -> Float[Tensor, "N D rows columns"]:
+    """Pool the states of square pictures, and cut off the rows or columns of the padding.
+
+    The longer side of the grid is the side of the pooled square.
+    """
+    side = max(rows, columns)
+    if side != maps.shape[-1]:
+        maps = F.interpolate(maps.float(), (side, side), mode="bilinear", align_corners=False).to(maps.dtype)
+    top, left = (side - rows) // 2, (side - columns) // 2
+    return maps[..., top : top + rows, left : left + columns]
+
+
+def token_side(config: Any, name: str) -> int:
+    """Return the side of the square of tokens whose number the config has under a name."""
+    return math.isqrt(int(getattr(config, name)))
+
+
+def known_settings(size: str) -> dict[str, Any]:
+    """Return the sizes in the config.json of a released model."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    return {
+        "model_type": "cambrian_qwen",
+        **dict(zip((*names, "vocab_size"), SIZES[size], strict=True)),
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": size != "7B",
+        "max_position_embeddings": 32768,
+    }
+
+
+# ---- A tiny model with random weights --------------------------------------------------------------------------------
+
+
+class TinyCambrianS(BackboneLoader):
+    """A tiny Cambrian-S with random weights.
+
+    Args:
+        layers: Number of decoder layers.
+        hidden_size: Width of the decoder.
+        heads: Attention heads of the decoder.
+        key_value_heads: Heads of the decoder's keys and values.
+        vision_layers: Layers of the vision encoder.
+        vision_hidden_size: Width of the vision encoder.
+        image_size: Side of the pictures in pixels, a multiple of 14.
+        frame_tokens: Number of tokens of a square frame.
+        seed: Seed of the weights. null is the run's seed.
+        attn_implementation: The attention backend of transformers.
+        dtype: Dtype of the weights.
+    """
+
+    shown_as = FRAMES_AS_IMAGES
+
+    def __init__(
+        self,
+        layers: int = 4,
+        hidden_size: int = 192,
+        heads: int = 6,
+        key_value_heads: int = 2,
+        vision_layers: int = 2,
+        vision_hidden_size: int = 128,
+        image_size: int = 56,
+        frame_tokens: int = 4,
+        seed: int | None = None,
+        attn_implementation: AttentionImplementation = "sdpa",
+        dtype: DType = "float32",
+    ) -> None:
+        super().__init__(attn_implementation, dtype)
+        self.seed, ids = resolve_seed(seed), tiny_tokenizer().convert_tokens_to_ids
+        settings = dict(
+            model_type=PretrainedCambrianS.family,
+            vocab_size=len(tiny_tokenizer()),
+            hidden_size=hidden_size,
+            intermediate_size=2 * hidden_size,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=key_value_heads,
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            initializer_range=INITIALIZER_RANGE,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=ids("<|im_end|>"),
+            pad_token_id=ids("<|endoftext|>"),
+            miv_token_len=frame_tokens,
+            si_token_len=(image_size // 14) ** 2,
+            vision_config=dict(
+                hidden_size=vision_hidden_size,
+                intermediate_size=2 * vision_hidden_size,
+                num_hidden_layers=vision_layers + 1,
+                num_attention_heads=4,
+                image_size=image_size,
+                patch_size=14,
+                initializer_range=INITIALIZER_RANGE,
+            ),
+        )
+        self.config = PretrainedCambrianS.read_config(settings)
+        self.config._attn_implementation = self.model_attention
+
+    def load(self) -> CambrianBackbone:
+        with local_torch_dtype(self.dtype), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = LlavaNextForConditionalGeneration(self.config).train()
+        return CambrianBackbone(model, CambrianProcessor.of(tiny_tokenizer()), self.attn_implementation)
+
+
+class CambrianS(VideoQATask):
+    """Cambrian-S (arXiv 2511.04670): a LLaVA whose frames are small grids of tokens with a token after each row.
+
+    cambrian_s.yaml shows each frame as an image, as published.
+
+    Args:
+        backbone: The video-language model. The default is tiny and randomly initialized.
+        parts: The other arguments of `VideoQATask`.
+    """
+
+    def __init__(self, backbone: BackboneLoader | None = None, **parts: Any) -> None:
+        super().__init__(backbone=backbone or TinyCambrianS(), **parts)
+
+
+# ---- The published folders -------------------------------------------------------------------------------------------
+
+
+class PretrainedCambrianS(PretrainedBackbone):
+    """Released weights of Cambrian-S.
+
+    The vision encoder is read from the folder. The published loader takes it from SigLIP2's own release. Whether the
+    two differ is unknown.
+
+    Args:
+        path: A hub id (`nyu-visionx/Cambrian-S-7B`) or a local folder with config, safetensors and tokenizer.
+        attn_implementation: The attention backend of transformers.
+        dtype: Dtype of the weights.
+    """
+
+    title = backbone_title = "Cambrian-S"
+    family, released, architecture = "cambrian_qwen", "nyu-visionx/Cambrian-S-7B", "CambrianQwenForCausalLM"
+    stock, processor_class, backbone_class = LlavaNextForConditionalGeneration, CambrianProcessor, CambrianBackbone
+    licensed = License(
+        "`nyu-visionx/Cambrian-S-7B`, `-7B-LFP`, `-3B`, `-1.5B`, `-0.5B`",
+        "unknown (their files were not seen; the code is Apache-2.0). Made of SigLIP2-so400m and Qwen2.5-Instruct",
+    )
+    renamed = {
+        VISION: "model.vision_tower.",
+        "model.mm_projector.0.": "model.multi_modal_projector.linear_1.",
+        "model.mm_projector.2.": "model.multi_modal_projector.linear_2.",
+        "model.layers.": "model.language_model.layers.",
+        "model.norm.": "model.language_model.norm.",
+        "model.embed_tokens.": "model.language_model.embed_tokens.",
+    }
+    not_loaded = (NEXT_FRAME,)
+    known_configs = {
+        **{f"Cambrian-S-{size}": ("", known_settings(size)) for size in SIZES},
+        "Cambrian-S-7B-LFP": ("", {**known_settings("7B"), "nfp_head": True}),
+    }
+    shown_as = FRAMES_AS_IMAGES
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    @classmethod
+    def read_config(cls, settings: Mapping[str, Any], source: str = "the config") -> LlavaNextConfig:
+        """Return transformers' config.
+
+        Args:
+            settings: A config.json. `vision_config` has other sizes of the vision encoder than SigLIP2-so400m's, with
+                the deleted layer counted, as the zoo writes them.
+            source: Where it was read from, for errors.
+        """
+        refuse_others(settings, FIXED)
+        own = backbone_settings(settings)
+        text = {name: own[name] for name in (*Qwen2Config().to_dict(), "rope_theta", "rope_scaling") if name in own}
+        tower = TOWER | dict(settings.get("vision_config") or {})
+        tower["num_hidden_layers"] -= 1
+        return LlavaNextConfig(
+            text_config={**text, "model_type": "qwen2"},
+            vision_config={**tower, "model_type": "siglip_vision_model", "vision_use_head": False},
+            image_token_index=IMAGE_TOKEN_ID,
+            vision_feature_select_strategy="full",
+            tie_word_embeddings=bool(own.get("tie_word_embeddings", False)),
+            miv_token_len=own.get("miv_token_len", FRAME_TOKENS),
+            si_token_len=own.get("si_token_len", STILL_TOKENS),
+        )
+
+    @classmethod
+    def written_config(cls, config: Any) -> dict[str, Any]:
+        """Return the decoder's settings at the top level, with the old name of RoPE's setting."""
+        nested = config.to_dict()
+        text, rope = nested["text_config"], nested["text_config"]["rope_parameters"]
+        newer = ("layer_types", "rope_parameters", "model_type", "dtype", "sliding_window")
+        tower = {name: nested["vision_config"][name] for name in TOWER}
+        tower["num_hidden_layers"] += 1
+        return {
+            **{name: text[name] for name in Qwen2Config().to_dict() if name in text and name not in newer},
+            "rope_theta": rope["rope_theta"],
+            "tie_word_embeddings": config.tie_word_embeddings,
+            **{name: values[0] for name, values in FIXED.items()},
+            "miv_token_len": config.miv_token_len,
+            "si_token_len": config.si_token_len,
+            **({} if tower == TOWER else {"vision_config": tower}),
+        }
+
+    def load(self) -> CambrianBackbone:
+        """See `PretrainedBackbone`."""
+        backbone = super().load()
+        if any(name.startswith(NEXT_FRAME) for name in self.tensor_names):
+            rank_zero_warn(f"{self.path}: {NEXT_FRAME[:-1]} predicts the next frame in training, and is not loaded")
+        return backbone
+
+
+# ---- For outside checks: sequences of the published code -------------------------------------------------------------
+
+
+class OfficialCambrian(SpatialVLM):
+    """A Cambrian-S that takes the published code's sequences, which have one id, -200, for each video or image.
+
+    `media` has the frames of a video (F, 3, H, W), or an image (3, H, W), as bytes of any size, for each of them.
+    """
+
+    def inputs_of(
+        self, ids: Int[Tensor, " L"], media: Sequence[UInt8[Tensor, "... 3 _H _W"]], *, camera_tokens: bool = False
+    ) -> Float[Tensor, "M D"]:
+        """Return the inputs of the decoder."""
+        return self._inputs(ids, media)["inputs_embeds"][0]
+
+    def logits_of(
+        self, ids: Int[Tensor, " L"], media: Sequence[UInt8[Tensor, "... 3 _H _W"]], *, camera_tokens: bool = False
+    ) -> Float[Tensor, "M vocabulary"]:
+        """Return the logits of all tokens."""
+        return self.backbone.lm_head(self.backbone.decode(self._inputs(ids, media)).last_hidden_state)[0]
+
+    @torch.no_grad()
+    def answer_of(
+        self,
+        ids: Int[Tensor, " L"],
+        media: Sequence[UInt8[Tensor, "... 3 _H _W"]],
+        *,
+        max_new_tokens: int,
+        camera_tokens: bool = False,
+    ) -> list[int]:
+        """Return a greedy answer up to and including a stop token."""
+        from zoo.generation import answer_prompts
+
+        whole, scenes = self._shown(ids, media)
+        builder = self.sequence_builder
+        prompts = builder.prompts([whole], [range(len(scenes))], scenes)
+        batch = Batch(scenes, builder.vision(scenes), prompts=prompts).to(self.backbone.device)
+        (reply,) = answer_prompts(self, self.encode_scenes(batch), batch.prompts, max_new_tokens)
+        return reply.ids
+
+    def _inputs(self, ids: Tensor, media: Sequence[Tensor]) -> dict[str, Any]:
+        whole, scenes = self._shown(ids, media)
+        builder, row = self.sequence_builder, torch.tensor([whole])
+        made = builder.build(row, torch.ones_like(row, dtype=torch.bool), scenes, [range(len(scenes))])
+        batch = Batch(scenes, builder.vision(scenes), made).to(self.backbone.device)
+        assert batch.sequences is not None
+        return self.decoder_inputs(self.encode_scenes(batch), batch.sequences)
+
+    def _shown(self, ids: Tensor, media: Sequence[Tensor]) -> tuple[list[int], list[PreparedScene]]:
+        """Return the ids with one placeholder per visual token, and the videos and images."""
+        scenes = [self._scene(each, alone=len(media) == 1) for each in media]
+        lengths, whole = [scene.num_tokens(self.extra_tokens) for scene in scenes], list[int]()
+        for number in ids.flatten().tolist():
+            is_medium = number == PUBLISHED_ID
+            whole += [self.backbone.placeholders.image] * lengths.pop(0) if is_medium else [number]
+        return whole, scenes
+
+    def _scene(self, medium: Tensor, *, alone: bool) -> PreparedScene:
+        config = self.backbone.vlm.config
+        is_still = medium.ndim == 3
+        if is_still and alone:
+            raise InputError(
+                "an image alone, which Cambrian-S cuts into tiles, is not supported: give several, or a video"
+            )
+        pictures = medium[None] if is_still else medium
+        side = token_side(config, "si_token_len" if is_still else "miv_token_len")
+        return PreparedScene(
+            pixel_values=square_pictures(pictures, config.vision_config.image_size),
+            grid_thw=grid_in_patches(pictures, side),
+            kind="image",
+        )
+
+
+def load_cambrian_s(config: dict[str, Any], state_dict: Tensors) -> OfficialCambrian:
+    """Return a Cambrian-S with these weights, in their dtype. All parameters are trainable.
+
+    Args:
+        config: Its config.json, with the sizes of another vision encoder than SigLIP2-so400m as `vision_config`.
+        state_dict: Tensors by official names. A tied lm_head and `model.nfp_head` may be absent or present.
+
+    Raises:
+        InputError: Tensors are missing, unexpected or of another shape.
+    """
+    kind = PretrainedCambrianS
+    model = OfficialCambrian(EmptyBackbone(kind, kind.read_config(config), first_tensor(state_dict).dtype))
+    load_backbone(kind, model, state_dict)
+    return model
+
+
+def cambrian_names(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the official names and shapes of the tensors of a released model, without a tied lm_head.
+
+    Args:
+        config: See `load_cambrian_s`.
+    """
+    kind = PretrainedCambrianS
+    with torch.device("meta"):
+        backbone = EmptyBackbone(kind, kind.read_config(config), torch.float32).load()
+    official = kind.backbone_names().official
+    shapes = {official(name): tuple(each.shape) for name, each in backbone.vlm.named_parameters()}
+    if config.get("nfp_head"):
+        width, states = backbone.hidden_size, backbone.vlm.config.vision_config.hidden_size
+        for layer, out in ((0, width), (2, states)):
+            shapes |= {f"{NEXT_FRAME}{layer}.weight": (out, width), f"{NEXT_FRAME}{layer}.bias": (out,)}
+    return shapes
+
+
+def cambrian_pixels(
+    media: Sequence[UInt8[Tensor, "... 3 _H _W"]], config: Mapping[str, Any], *, alone: bool = True, padded: bool = True
+) -> Float[Tensor, "N 3 side side"]:
+    """Return the vision encoder's input for all pictures of videos and images in order, see `OfficialCambrian`.
+
+    Args:
+        media: Videos and images.
+        config: See `load_cambrian_s`.
+        alone: Whether an image without other media is cut into tiles, as in the published code.
+        padded: Whether pictures are padded to squares.
+    """
+    if not padded or (alone and len(media) == 1 and media[0].ndim == 3):
+        raise InputError("only padded pictures are supported, and no image alone, which would be cut into tiles")
+    side = PretrainedCambrianS.read_config(config).vision_config.image_size
+    pictures = [square_pictures(each[None] if each.ndim == 3 else each, side) for each in media]
+    return normalize_colors(torch.cat(pictures)).unflatten(1, (3, side, side))
