@@ -11,16 +11,20 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import is_dataclass
 from functools import partial, wraps
-from types import FunctionType, SimpleNamespace
+from importlib.machinery import SourceFileLoader
+from importlib.util import cache_from_source
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
+from unittest.mock import patch
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, config, install_import_hook, jaxtyped
+from jaxtyping._import_hook import _JaxtypingLoader
 
 PACKAGES = ("zoo", "datamodules", "evaluation", "run_folder", "callbacks", "commands")
 CALLS = 2  # of a function in a test that are checked: later ones are of the same loop
-counts: dict[FunctionType, int] = {}  # of the calls in this test
+counts: dict[int, int] = {}  # of the calls in this test, by the code: a nested function is made anew at each call
 check_types = beartype(conf=BeartypeConf(violation_type=TypeError))
 SHAPES = jaxtyped("context")  # within it, equal names of axes have equal sizes
 
@@ -28,7 +32,18 @@ SHAPES = jaxtyped("context")  # within it, equal names of axes have equal sizes
 def check_signatures() -> None:
     """Check each call of a function of `PACKAGES` that are imported from now on."""
     jaxtyping.jaxtyped = checked  # the decorator that the import hook writes before each function and class
+    _JaxtypingLoader.get_code, _JaxtypingLoader.exec_module = code_of, SourceFileLoader.exec_module
     install_import_hook(PACKAGES, f"{__name__}.check_types")
+
+
+def code_of(loader: SourceFileLoader, name: str) -> CodeType | None:
+    """Return the code of a checked module, which is kept in a compiled file of another name than the plain code.
+
+    jaxtyping's own loader looks for that name also while the module runs. Then all that the module imports, PyTorch
+    and transformers among it, is compiled again in each process.
+    """
+    with patch("importlib._bootstrap_external.cache_from_source", partial(cache_from_source, optimization="checked")):
+        return SourceFileLoader.get_code(loader, name)
 
 
 def checked(kind: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
@@ -42,26 +57,34 @@ def checked(kind: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
         return kind
     if not isinstance(kind, FunctionType):
         return kind
-    written, hints = kind.__annotations__, hints_of(kind)
     # a generator runs after its call; "{name}" stands for the value of an argument
-    if inspect.isgeneratorfunction(kind) or any("{" in str(hint) for hint in written.values()):
+    if inspect.isgeneratorfunction(kind) or any("{" in str(hint) for hint in kind.__annotations__.values()):
         return jaxtyped(kind, typechecker=typechecker)
-    kind.__annotations__ = hints
-    function = typechecker(kind)
-    kind.__annotations__ = function.__annotations__ = written
-    scope = SHAPES if any(map(has_shape, hints.values())) else nullcontext()
+    key, function, scope = id(kind.__code__), None, None
 
     @wraps(kind)
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        counts[kind] = count = counts.get(kind, 0) + 1
+        nonlocal function, scope
+        counts[key] = count = counts.get(key, 0) + 1
         if config.jaxtyping_disable or count > CALLS:
             return kind(*args, **kwargs)
+        if function is None:  # at the first call, because most functions of a module are not called
+            function, scope = with_checks(kind, typechecker)
         with scope:
             return function(*args, **kwargs)
 
     call.__code__ = call.__code__.replace(co_filename="<signatures>")  # in no error of a user's as his own place
     return call
+
+
+def with_checks(kind: FunctionType, typechecker: Callable[[Any], Any]) -> tuple[Callable[..., Any], Any]:
+    """Return the function with checks of its types, and the scope in which equal axes have equal sizes."""
+    written, hints = kind.__annotations__, hints_of(kind)
+    kind.__annotations__ = hints
+    function = typechecker(kind)
+    kind.__annotations__ = function.__annotations__ = written
+    return function, SHAPES if any(map(has_shape, hints.values())) else nullcontext()
 
 
 def hints_of(function: FunctionType) -> dict[str, Any]:
