@@ -7,6 +7,7 @@ import os
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,14 @@ def blind(study: str, column: str = "") -> list[float]:
     return [document_of(study).baselines[name][column] for name in ("constant", "text", "cameras")]
 
 
-@pytest.mark.parametrize("study", sorted(file.stem for file in ROOT.glob("studies/*.yaml")))
+def study_cases() -> list[Any]:
+    """All studies; those with large results are slow."""
+    files = sorted(ROOT.glob("studies/*.yaml"))
+    large = {file.stem for file in ROOT.glob("studies/results/*.jsonl") if file.stat().st_size > 90_000}
+    return [pytest.param(file.stem, marks=pytest.mark.slow if file.stem in large else ()) for file in files]
+
+
+@pytest.mark.parametrize("study", study_cases())
 def test_the_studies_of_the_repository_are_read_and_have_their_tables(study: str) -> None:
     """The committed document holds what the committed results say."""
     document = document_of(study)

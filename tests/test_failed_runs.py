@@ -120,7 +120,7 @@ def test_a_full_disk_is_one_line(run: Run, caplog: pytest.LogCaptureFixture, mon
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(Trainer, "save_checkpoint", on_a_full_disk)
-    with pytest.raises(SystemExit, match="^error: .* can't be written: .*; its former content is kept: fix that .*$"):
+    with pytest.raises(SystemExit, match="^error: .* can't be written: "):
         run(*QWEN, *EVERY_STEP)
     assert "to go on: python main.py fit --config runs/" in caplog.text
 

@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -60,9 +61,9 @@ def modules() -> dict[str, Path]:
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
-def imports_of(source: str, known: Mapping[str, Path]) -> Iterator[str]:
+def imports_of(nodes: Iterable[ast.AST], known: Mapping[str, Path]) -> Iterator[str]:
     """The modules that a source imports anywhere: at the top, in functions, and for type checking."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -79,10 +80,20 @@ def upward(graph: Mapping[str, set[str]]) -> set[tuple[str, str]]:
     return {(name, other) for name, used in graph.items() for other in used if layer_of(other) < layer_of(name)}
 
 
+Nodes = dict[str, list[ast.AST]]
+
+
 @pytest.fixture(scope="module")
-def graph() -> dict[str, set[str]]:
+def nodes() -> Nodes:
+    """The syntax of every module, and of main.py."""
+    sources = modules() | {"main": ROOT / "main.py"}
+    return {name: [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))] for name, path in sources.items()}
+
+
+@pytest.fixture(scope="module")
+def graph(nodes: Nodes) -> dict[str, set[str]]:
     known = modules()
-    return {name: {*imports_of(path.read_text(encoding="utf-8"), known)} - {name} for name, path in known.items()}
+    return {name: {*imports_of(nodes[name], known)} - {name} for name in known}
 
 
 def test_no_layer_imports_a_higher_one_or_what_is_not_installed(graph: dict[str, set[str]]) -> None:
@@ -101,6 +112,7 @@ def test_no_module_imports_itself_through_others(graph: dict[str, set[str]]) -> 
         TopologicalSorter({**graph, "zoo.errors": {"zoo.model"}}).prepare()  # the control
 
 
+@cache
 def names_in(path: Path) -> set[str]:
     """The identifiers of a file: no strings, no comments."""
     tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
@@ -119,9 +131,9 @@ REMOVES = {"rmtree", "unlink", "rmdir", "removedirs", "rename", "renames"}
 REMOVES_OF = {"os": {"remove", "replace", *REMOVES}, "shutil": {"move", "rmtree"}}
 
 
-def removals_in(source: str) -> Iterator[str]:
+def removals_in(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """The calls and imports by which a source may remove, replace or rename a file."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom):
             yield from (alias.name for alias in node.names if alias.name in REMOVES_OF.get(node.module or "", ()))
         elif isinstance(node, ast.Attribute):
@@ -134,14 +146,14 @@ def removals_in(source: str) -> Iterator[str]:
             yield from [node.func.attr] if is_path and node.func.attr in ("rename", "replace") else []
 
 
-def test_one_module_removes_and_replaces_files() -> None:
+def test_one_module_removes_and_replaces_files(nodes: Nodes) -> None:
     """`zoo.files` proves that a file is the program's own before it removes it."""
-    sources = {path for name, path in modules().items() if not f"{name}.".startswith("zoo.files.")} | {ROOT / "main.py"}
-    found = {str(path.relative_to(ROOT)): [*removals_in(path.read_text(encoding="utf-8"))] for path in sources}
+    found = {name: [*removals_in(own)] for name, own in nodes.items() if not f"{name}.".startswith("zoo.files.")}
     assert {name: removals for name, removals in found.items() if removals} == {}
     control = "Path(a).unlink(); shutil.rmtree(a); a.rename(b); a.replace(b); os.replace(a, b); from os import remove"
-    assert len([*removals_in(control)]) == 6
-    assert not [*removals_in("'a'.replace('b', 'c'); table.rename(columns={}); replace(a); names.remove(a)")]
+    assert len([*removals_in(ast.walk(ast.parse(control)))]) == 6
+    harmless = "'a'.replace('b', 'c'); table.rename(columns={}); replace(a); names.remove(a)"
+    assert not [*removals_in(ast.walk(ast.parse(harmless)))]
 
 
 def test_published_models_are_named_in_their_files_alone() -> None:

@@ -58,7 +58,7 @@ def test_the_aliases_of_a_config_are_not_expanded(run: Run, trained: Trained, tm
         with pytest.raises(SystemExit, match=r"^error: .*config.yaml.*: it has aliases of YAML"):
             run("test", "--config", str(file), sized=False)
     file.write_text(f"{whole}\nmore: [{', '.join(lists)}]\n")
-    with pytest.raises(InputError, match=r"nothing to report: skipped: .*config.yaml can't be read: it has aliases"):
+    with pytest.raises(InputError, match="config.yaml can't be read"):
         report([str(folder)])
     check_class_paths({"pattern": "*.mp4", "text": "a & b *c"})  # no aliases
 

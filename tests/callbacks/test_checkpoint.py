@@ -140,9 +140,7 @@ class Diverge(Callback):
 
 
 def test_a_training_that_diverges_ends_and_keeps_its_last_finite_weights(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match="its weights are not finite after step 4. Its last checkpoint has the weights after step 3;"
-    ):
+    with pytest.raises(InputError, match="not finite after step 4. .* after step 3"):
         train(tmp_path, Small(), [Diverge()], max_steps=6)
     saved = torch.load(tmp_path / LAST_CHECKPOINT, weights_only=True)
     assert saved["global_step"] == 3 and all(each.isfinite().all() for each in saved["state_dict"].values())

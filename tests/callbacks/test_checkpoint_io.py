@@ -90,7 +90,7 @@ def test_only_training_needs_the_optimizers_file(tmp_path: Path) -> None:
     ):
         list(found["optimizer_states"])
     io.save_checkpoint({"state_dict": {}}, last)
-    with pytest.raises(InputError, match=r"last\.ckpt holds no state of training, only weights"):
+    with pytest.raises(InputError, match=r"last\.ckpt holds no state of training"):
         list(io.load_checkpoint(last)["optimizer_states"])
 
 
@@ -276,7 +276,7 @@ class Malicious:
 def test_no_code_of_a_checkpoint_is_run(asked: bool | None, tmp_path: Path) -> None:
     io, owned = CheckpointFiles(), tmp_path / "owned"
     torch.save(checkpoint(1) | {"callbacks": Malicious(owned)}, tmp_path / "last.ckpt")
-    with pytest.raises(InputError, match=r"last\.ckpt holds posix\.system, not only tensors") as error:
+    with pytest.raises(InputError, match=r"last\.ckpt holds posix\.system") as error:
         io.load_checkpoint(tmp_path / "last.ckpt", weights_only=asked)
     assert not owned.exists() and "\n" not in str(error.value) and "weights_only" not in str(error.value)
 

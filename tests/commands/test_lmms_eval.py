@@ -273,7 +273,7 @@ def test_bad_input(folder: Path, rooms_root: Path, tmp_path: Path) -> None:
     damaged.write_bytes((folder / "0.png").read_bytes()[:-2000])
     lost, unread, found = ask(model, ([absent[0]], "Which?"), ([Image.open(damaged)], "Which?"), ([video], "Which?"))
     assert lost == unread == "" and found
-    with pytest.raises(InputError, match="no request has pictures that can be read; task, document 0"):
+    with pytest.raises(InputError, match="task, document 0"):
         ask(model, ([Image.open(damaged)], "Which?"))
     with pytest.raises(InputError, match="nowhere"):
         SpatialVLMZoo(run=str(tmp_path / "nowhere"))

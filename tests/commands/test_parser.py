@@ -152,7 +152,7 @@ def test_errors_of_other_commands(line: str, option: str, problem: str, error_of
 def test_an_invalid_trainer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ZooCLI, "before_instantiate_classes", lambda self: None)
     monkeypatch.setattr(sys, "argv", ["main.py", "fit", "--config", "qwen25_vl.yaml", "--trainer.accelerator", "gppu"])
-    with pytest.raises(SystemExit, match="error: trainer: You selected an invalid accelerator name: .*gppu") as end:
+    with pytest.raises(SystemExit, match="error: trainer: .*gppu") as end:
         main.main()
     assert "\n" not in str(end.value.code)
 

@@ -148,7 +148,7 @@ def test_a_step_has_the_recipes_questions_on_any_number_of_gpus(monkeypatch, cap
     "words",
     [
         *(["--gpus", str(gpus), "--trainer.num_nodes", "2", "--trainer.devices", "4"] for gpus in (4, 8, 9)),
-        ["--gpus", "2", "--memory_gb", "0.1"],
+        pytest.param(["--gpus", "2", "--memory_gb", "0.1"], marks=pytest.mark.slow),
         ["--memory_gb", "0.035", "--data.batch_size", "4"],
         ["--gpus", "8", ACCUMULATE, "4", "--trainer.devices=[0,1]"],
     ],

@@ -61,13 +61,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the plots out of pages, which take seconds."""
-    monkeypatch.setattr("commands.reports.page.draw", lambda *scores, **families: None)
-    monkeypatch.setattr("commands.reports.questions.draw_errors", lambda *errors: None)
-
-
 def run_report(*arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     report([*map(str, arguments)])
@@ -357,7 +350,7 @@ def test_the_baseline_is_named_by_its_row_or_its_run(runs, capsys) -> None:
     for name in ("fused", "fused1", runs["fused2"]):
         said = run_report(*runs.values(), "--baseline", name, capsys=capsys)
         assert "macro - fused" in said and "Differences from fused in points" in said
-    with pytest.raises(InputError, match="--baseline other: no such row or run; the rows are plain; fused; plain, sub"):
+    with pytest.raises(InputError, match="--baseline other: .*plain; fused; plain, sub"):
         report([*map(str, runs.values()), "--baseline", "other"])
 
 
@@ -410,7 +403,7 @@ def test_other_folders_and_damaged_tests_are_named_and_the_others_reported(tmp_p
 def test_an_entry_of_another_type_is_named(entry: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", answers(45))
     rewrite_metrics(run, **{entry: [1]})
-    with pytest.raises(InputError, match=f"metrics.json is damaged, in {entry}: test the run again"):
+    with pytest.raises(InputError, match=f"metrics.json is damaged, in {entry}"):
         report([str(run)])
 
 

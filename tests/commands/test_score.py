@@ -183,7 +183,7 @@ def test_an_interrupted_test_of_several_processes_is_noted(tmp_path: Path, capsy
 
 
 def test_files_with_nothing_to_score_are_refused(tmp_path: Path, capsys) -> None:
-    with pytest.raises(InputError, match="nothing.jsonl can't be read: No such file"):
+    with pytest.raises(InputError, match="nothing.jsonl can't be read"):
         score([str(tmp_path / "nothing.jsonl")])
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match="has no answers"):
@@ -260,5 +260,5 @@ def test_the_answers_are_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("truth", ["2 m", "two", "(A)"])
 def test_a_ground_truth_that_no_answer_can_match_is_named_by_its_line(truth: str, tmp_path: Path) -> None:
     row = {"id": 1, "question_type": "object_counting", "prediction": "2", "ground_truth": truth}
-    with pytest.raises(InputError, match="line 2: ground_truth .* is not a number, which object_counting requires"):
+    with pytest.raises(InputError, match="line 2: ground_truth .*object_counting"):
         score([str(write_lines(tmp_path / "answers.jsonl", [{**row, "id": 0, "ground_truth": "2"}, row]))])

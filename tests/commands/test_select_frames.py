@@ -58,9 +58,7 @@ def test_selections_of_other_settings_are_kept_apart(run, capsys: pytest.Capture
     other = ["--data.sampler.candidates", "12", "--data.frame_pairing", "Neighbor"]
     assert "3 made, 0 kept" in run(*SPACE_AWARE, *other)  # by default in a folder of their own
     for single in (other[:2], other[2:]):
-        with pytest.raises(
-            InputError, match=r"selected_frames.json: selected with other settings: .* another --output"
-        ):
+        with pytest.raises(InputError, match="selected_frames.json: selected with other settings"):
             run(*SPACE_AWARE, *single, "--output", str(first))
     assert chosen(str(first)) == before and len(list(Path("selections").iterdir())) == 2
     (again,) = (folder for folder in Path("selections").iterdir() if folder != first)
@@ -128,6 +126,6 @@ def test_missing_videos_are_listed(rooms_root: Path, tmp_path: Path, capsys: pyt
     theirs = tmp_path / "theirs/missing.txt"
     theirs.parent.mkdir()
     theirs.write_text("my own notes")
-    with pytest.raises(InputError, match="theirs is there already and not empty: choose a new folder"):
+    with pytest.raises(InputError, match="theirs is there already"):
         select_frames([*words, "--output", str(theirs.parent)])
     assert theirs.read_text() == "my own notes"

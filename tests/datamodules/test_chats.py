@@ -177,7 +177,7 @@ def test_pictures_of_one_size_are_one_scene_for_a_geometry_encoder() -> None:
 
 
 def test_errors_name_the_remedy(videos: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="needs cameras: of frames in memory .*, else a video with cameras"):
+    with pytest.raises(InputError, match="needs cameras"):
         answer_chats(model_of("prope.yaml"), [picture(0, 56, 84)], [chat("image", "Which?")])
     alone = tmp_path / "alone.mp4"
     alone.symlink_to(videos[0])

@@ -259,7 +259,7 @@ def test_views_without_a_camera_keep_none() -> None:
 
 def test_errors_that_do_nothing_or_are_negative_are_refused() -> None:
     for kind in (NoisyCameras, DriftingCameras, RandomCameraErrors):
-        with pytest.raises(InputError, match="degrees 0.0 and translation 0.0, give a positive number"):
+        with pytest.raises(InputError, match="degrees 0.0 and translation 0.0"):
             kind()
         with pytest.raises(InputError, match="degrees -1"):
             kind(degrees=-1.0)
@@ -393,7 +393,7 @@ def test_another_scene_that_cannot_be_read_or_has_no_cameras_is_passed_over(room
     assert PerturbedScenes(every, every, ReversedFrames())[0].error is None
     assert "no other scene" in PerturbedScenes(every, every, OtherCameras())[0].error
     every.scenes = [replace(first, cameras=None)]
-    with pytest.raises(InputError, match="OtherCameras changes cameras, and no scene of the test has some"):
+    with pytest.raises(InputError, match="OtherCameras"):
         PerturbedScenes(every, every, OtherCameras())
 
 

@@ -187,11 +187,11 @@ def test_resuming_with_other_settings_or_answers_is_an_error(root: Path, tmp_pat
         ({"limit_train_batches": 7}, "batches_per_epoch 8, now it is 7"),
         ({"batch_size": 2}, "batch_size 1, now it is 2"),
     ):
-        with pytest.raises(InputError, match=f"^the checkpoint was trained with {says}: resume with the same settings"):
+        with pytest.raises(InputError, match=f"^the checkpoint was trained with {says}"):
             fit(tmp_path / "run", Readable(root), max_steps=6, **(settings | other))
     changed = Readable(root)
     changed.answer = "B"  # as many as before
-    with pytest.raises(InputError, match="^the checkpoint was trained with other questions or answers"):
+    with pytest.raises(InputError, match="other questions or answers"):
         fit(tmp_path / "run", changed, max_steps=6, **settings)
     assert begun + fit(tmp_path / "run", Readable(root), max_steps=6, **settings).asked == whole  # the control
 

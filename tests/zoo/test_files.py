@@ -68,7 +68,7 @@ def test_no_line_is_written_through_a_link_and_none_of_a_users_is_cut(tmp_path: 
     (tmp_path / "answers.jsonl").symlink_to(profile)
     (tmp_path / ".test.lock").symlink_to(tmp_path / "new")
     for write in (lambda: JSONLines(tmp_path / "answers.jsonl"), lambda: try_lock(tmp_path / ".test.lock")):
-        with pytest.raises(InputError, match="is a link, and nothing is written through links"):
+        with pytest.raises(InputError, match="is a link"):
             write()
     assert profile.read_text() == "export A=1\nalias b=c" and not (tmp_path / "new").exists()
     file = JSONLines(profile)
@@ -182,7 +182,7 @@ def test_a_write_that_is_cut_off_leaves_the_former_file(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("write", [lambda path: write_whole(path, "text"), JSONLines], ids=["whole", "lines"])
 def test_write_errors_name_the_file(write, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
-    with pytest.raises(InputError, match=r"/here can't be written: Is a directory; its former content is kept"):
+    with pytest.raises(InputError, match="/here can't be written"):
         write(tmp_path / "here")
 
 

@@ -255,15 +255,15 @@ def test_a_scene_of_many_views_keeps_a_quarter_of_its_tokens(family: str) -> Non
 
 def test_settings_and_views_that_do_not_fit_are_one_line() -> None:
     vggt = partial(TinyVGGT, embed_dim=32, depth=2, num_heads=2)
-    with pytest.raises(InputError, match="--model.fusion.compress_beyond 0: a number of views, or null"):
+    with pytest.raises(InputError, match="--model.fusion.compress_beyond 0"):
         GeoThinkerFusion(16, 8, compress_beyond=0)
-    with pytest.raises(InputError, match="--model.fusion.compress_beyond 8: .* depth under each token"):
+    with pytest.raises(InputError, match="--model.fusion.compress_beyond 8"):
         GeoThinker(geometry=vggt, fusion=GeoThinkerFusion, objectives=[DepthPrediction()])
-    with pytest.raises(InputError, match="none of its 4 layers is one: set more --model.backbone.layers"):
+    with pytest.raises(InputError, match="--model.backbone.layers"):
         GeoThinker(backbone=tiny_backbone("Qwen3.5", 4), geometry=vggt, fusion=GeoThinkerFusion)
     with pytest.raises(InputError, match="groups"):
         GeoThinkerFusion(16, 8, groups="frame")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="views of 2 x 8 patches are too small, 4 x 4 make a token"):
+    with pytest.raises(InputError, match="views of 2 x 8 patches"):
         FrameRules(compress_beyond=1).token_side((2, 2, 8))
     assert FrameRules(compress_beyond=1).token_side((1, 2, 8)) == FrameRules().token_side((2, 2, 8)) == 2
 
@@ -325,7 +325,7 @@ def test_a_released_folder_is_written_back_bit_for_bit(tmp_path: Path, family: s
     model = SpatialVLM.from_pretrained(tmp_path / "release")
     assert isinstance(model.loader, loader) and model.is_pretrained and unofficial_parts(model) == []
     assert model.fusion.detached == (family == "qwen3_vl")  # type: ignore[union-attr]
-    with pytest.raises(InputError, match=f"is a GeoThinker: take --model.backbone {loader.__name__} for it"):
+    with pytest.raises(InputError, match=f"--model.backbone {loader.__name__}"):
         plain(str(tmp_path / "release")).load()
     export_model(model, tmp_path / "out")
     written = read_release(tmp_path / "out")

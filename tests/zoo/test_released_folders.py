@@ -126,7 +126,7 @@ def tiny_qwen() -> SpatialVLM:
 @pytest.mark.parametrize("fusion", [ConcatSplitFusion, CameraTokenFusion])
 def test_what_has_no_official_layout_is_not_exported(tmp_path: Path, fusion: type[Fusion]) -> None:
     model = spatial_mllm(fusion, backbone=TinyQwen25VL(**SIZES), geometry=partial(TinyVGGT, embed_dim=32, num_heads=2))
-    with pytest.raises(InputError, match="can't be exported, .* with AddFusion .*such as fusion"):
+    with pytest.raises(InputError, match="can't be exported, .* with AddFusion"):
         export_model(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "taken").mkdir()
@@ -245,7 +245,7 @@ def test_a_geovr_is_read_past_what_its_training_needs(tmp_path: Path, monkeypatc
     release = tmp_path / "hub/GeoVR-VGGT-Qwen3-VL-2B"
     shutil.copytree(folder, release)
     save_file(stock | heads, release / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="is a GeoVR: take --model.backbone PretrainedGeoVR"):
+    with pytest.raises(InputError, match="--model.backbone PretrainedGeoVR"):
         PretrainedQwen3VL(str(release)).load()
     asked: list[Any] = []
 

@@ -123,7 +123,7 @@ def test_a_part_from_a_function_has_no_configuration(tmp_path: Path) -> None:
     class Here(PRoPE):
         pass
 
-    with pytest.raises(InputError, match="is a class in a function, which nothing can load"):
+    with pytest.raises(InputError, match="is a class in a function"):
         to_config(Here())
     with pytest.raises(InputError, match=r"functools.partial\(Class"):
         model.save_pretrained(tmp_path / "saved")
@@ -166,7 +166,7 @@ def test_frozen_released_weights_are_named_or_copied(qwen: Path, tmp_path: Path,
     other = read_release(base)
     name = "model.embed_tokens.weight"
     write_release(base, json.loads((base / "config.json").read_text()), other | {name: other[name] + 1})
-    with pytest.raises(InputError, match=r"trained with the frozen backbone .*base .*now holds another"):
+    with pytest.raises(InputError, match="trained with the frozen backbone .*base"):
         SpatialVLM.from_pretrained(tmp_path / "saved")
 
 

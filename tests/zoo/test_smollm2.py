@@ -75,7 +75,7 @@ def test_a_damaged_file_is_one_line(
         with loader.file.open("rb") as whole_file:
             file.write_bytes({"empty": b"", "text": b"no GGUF"}.get(damage, whole_file.read(4_000_000)))
     monkeypatch.setattr("zoo.backbones.smollm2.find_file", lambda: file)
-    with pytest.raises(InputError, match="SmolLM2.gguf: absent or damaged .*: pip install --force-reinstall"):
+    with pytest.raises(InputError, match="SmolLM2.gguf: absent or damaged"):
         PretrainedSmolLM2(layers=1).load()
 
 

@@ -210,7 +210,7 @@ def test_parameters_of_an_encoding_have_their_own_rate_and_no_decay() -> None:
 
 
 def test_adapters_of_a_frozen_decoder_are_refused() -> None:
-    with pytest.raises(InputError, match="--model.lora trains the decoder, but --model.learning_rates.decoder freezes"):
+    with pytest.raises(InputError, match="--model.lora .*--model.learning_rates.decoder"):
         task(rates=LearningRates(decoder=None), lora=LoRA(r=2))
 
 

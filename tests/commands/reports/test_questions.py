@@ -23,6 +23,7 @@ from evaluation.drawings import save_picture
 from tests.commands.made_runs import CONFIG, answers, make_run
 from tests.conftest import ROOMS
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 NUM_FRAMES = 4, 6
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # as a user would: chooses in each menu, opens the first question, and writes what is there into the page's title

@@ -224,7 +224,7 @@ def test_the_debiased_split(generated, monkeypatch):
     monkeypatch.chdir(generated.parent)  # a relative root
     assert ids(VSIBench(generated.name, debiased=True).scenes("test")) == ["0", "2", "3"]
     (generated / "pruned_ids.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"pruned_ids\.txt is absent: download the dataset"):
+    with pytest.raises(FileNotFoundError, match=r"pruned_ids\.txt is absent"):
         VSIBench(str(generated), debiased=True).prepare()
 
 
@@ -238,7 +238,7 @@ def test_parquet_holds_the_same_questions(generated):
     assert debiased == VSIBench(str(generated), debiased=True).scenes("test") != asked
 
     (generated / "cut.parquet").write_bytes((generated / "debiased.parquet").read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"cut\.parquet: not a parquet file, or truncated") as error:
+    with pytest.raises(ValueError, match=r"cut\.parquet: not a parquet file") as error:
         VSIBench(str(generated), annotations="cut.parquet").scenes("test")
     assert "\n" not in str(error.value)
     parquet.write_table(pa.Table.from_pylist([ROWS[0], ROWS[0]]), generated / "twice.parquet")

@@ -292,7 +292,7 @@ def test_no_name_leaves_the_cache_and_no_split_is_without_questions(tmp_path):
     with pytest.raises(ValueError, match=r"test.jsonl:2: raw/../../mine leaves its folder"):
         prepared(tmp_path, ScanNet(), "a", "../../mine")
     assert victim.read_text() == "a user's own file}"
-    with pytest.raises(FileNotFoundError, match=r"val\.jsonl is absent: it holds one question per line"):
+    with pytest.raises(FileNotFoundError, match=r"val\.jsonl is absent"):
         source.scenes("val")
 
 

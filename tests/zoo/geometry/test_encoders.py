@@ -96,7 +96,7 @@ def test_scenes_of_different_lengths_and_sizes_are_grouped(kind: str, folder: st
         assert torch.allclose(scene.camera_tokens, alone.camera_tokens, atol=3e-5)
     (padded,) = encode(encoder, [torch.cat((frames[0], torch.zeros(1, 3, 28, 42)))], cameras=False)
     assert not torch.allclose(padded.patches[:2], together[0].patches, atol=1e-3)  # the control
-    with pytest.raises(InputError, match="^frames of 42 x 30 pixels.* multiples of 14.*to 42 x 28$"):
+    with pytest.raises(InputError, match="^frames of 42 x 30 pixels.* 42 x 28$"):
         encode(encoder, scenes((2, 28, 28), (1, 30, 42)), cameras=False)
 
 
@@ -279,7 +279,7 @@ def test_tiny_weights_come_from_a_path(tmp_path: Path) -> None:
         assert torch.equal(encode(loaded, frames)[0].patches, encode(trained, frames)[0].patches)
     with pytest.raises(InputError, match="aggregator.camera_token"):
         TinyVGGT(str(tmp_path), embed_dim=64)
-    with pytest.raises(InputError, match="holds no model.safetensors: make one with .*geometry_tiny.yaml"):
+    with pytest.raises(InputError, match="holds no model.safetensors"):
         TinyVGGT(str(tmp_path / "nothing"))
 
 
@@ -342,7 +342,7 @@ def test_only_a_nested_model_is_metric(nested: str, metric: str) -> None:
     assert not (other.is_metric or other.predicts_cameras or other.predicts_depth)
     assert encode(other, frames)[0].patches.shape == (3, 2, 3, other.width)
     for head in ("camera", "depth"):
-        with pytest.raises(InputError, match="no camera head: use an any-view or nested model"):
+        with pytest.raises(InputError, match="no camera head"):
             other.enable_head(head)
 
 
@@ -380,7 +380,7 @@ def test_cameras_of_some_frames_are_refused(folder: str, nested: str, metric: st
         with pytest.raises(InputError, match=f"^scene 1 of the batch: {count} of 4 frames .*geometry PretrainedDA3$"):
             encoder([frames, frames], [dataset_cameras(), data])
     for other in (metric, nested):
-        with pytest.raises(InputError, match="is no any-view model with a camera encoder: give depth-anything/DA3-"):
+        with pytest.raises(InputError, match="give depth-anything/DA3-"):
             PosedDA3(other)
     encoder.enable_head("camera")
     encoder.enable_head("depth")
@@ -454,7 +454,7 @@ def test_a_folder_without_a_head_is_an_error_when_it_is_needed(tmp_path: Path) -
     config = any_view_config()
     trunk = DA3.from_official({"net": config["net"]}, hash_model(config).official_state_dict())
     encoder = PretrainedDA3(save(tmp_path / "bare", config, trunk))
-    with pytest.raises(InputError, match=r"no tensors model.cam_dec.\*: download it again"):
+    with pytest.raises(InputError, match="no tensors model.cam_dec"):
         encoder.enable_head("camera")
 
 

@@ -136,7 +136,7 @@ def test_the_ratio_is_a_median_over_confident_pixels(metric: str, monkeypatch: p
     scene.confidence = torch.ones(6, 2, 3)  # the control: unsure pixels count
     assert not torch.allclose(in_meters(source, scene, truth).depth, 2.5 * scene.depth, rtol=1e-2)
     meters = torch.zeros_like(meters)
-    with pytest.raises(InputError, match=r"^scene 0 .* share no pixel with depth: .*take DatasetPoses as the scale$"):
+    with pytest.raises(InputError, match="^scene 0 .*DatasetPoses"):
         in_meters(source, scene, truth)
 
 
@@ -198,7 +198,7 @@ def test_folders_of_other_models_are_refused(metric: str, tmp_path: Path) -> Non
     text = (relative / "config.json").read_text()
     (relative / "config.json").write_text(text.replace('"da3"', '"da3mono-large"'))
     for folder in (save(tmp_path / "any_view", any_view_config()), str(relative)):
-        with pytest.raises(InputError, match=f"{folder} is no metric model: give depth-anything/DA3METRIC-LARGE"):
+        with pytest.raises(InputError, match=f"{folder} is no metric model"):
             MetricModel(folder)
     with pytest.raises(InputError, match="set --model.geometry.scale_from.path weights/absent"):
         MetricModel(str(tmp_path / "absent"))

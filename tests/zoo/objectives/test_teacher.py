@@ -182,9 +182,9 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match=r"reads hidden states \[4\] of a decoder with 3"):
         deep = Distillation(10, indices=[4])
         VideoQATask(backbone=tiny_backbone(FAMILY, layers=3), teacher=teacher, objectives=[deep])
-    with pytest.raises(InputError, match="TeacherPose and MetricScale show a training other tokens than a test"):
+    with pytest.raises(InputError, match="TeacherPose and MetricScale"):
         taught(teacher, algorithm=GRPO())
-    with pytest.raises(InputError, match="MaskedViews show a training other tokens"):
+    with pytest.raises(InputError, match="MaskedViews"):
         VideoQATask(objectives=[MaskedViews()], algorithm=GRPO())
     # what no teacher gives
     objectives, vggt = made.model.active_objectives, partial(TinyVGGT, embed_dim=32, depth=2, heads=["camera", "depth"])
@@ -268,7 +268,7 @@ def test_a_scene_without_a_scale_is_left_out_of_it_alone() -> None:
     assert scenes[0].geometry.world_to_camera is not None
     scenes[0].geometry.world_to_camera[:] = torch.eye(4)
     teacher = Teacher(vggt, scale=DatasetPoses)
-    with pytest.warns(UserWarning, match="MetricScale leaves a scene out: .* not on one line"):
+    with pytest.warns(UserWarning, match="MetricScale leaves a scene out"):
         still, moving = teacher(scenes, 16)
     assert still is not None and moving is not None
     assert still.meters_per_unit is None and still.depth is not None and moving.meters_per_unit is not None
