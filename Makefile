@@ -14,6 +14,9 @@ endif
 PINNED ?= 1
 PINS := $(if $(filter 0,$(PINNED)),,--constraint constraints.txt)
 
+# The next process, and the next run, load what is compiled here.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: install demo lint test tests test-slow test-all test-lowest test-newest pin test-wheel lmms-eval gpu docs clean

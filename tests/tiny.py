@@ -122,14 +122,11 @@ LAYERS: dict[Any, int] = {
 # what every run tests of whole models: on the other backbones, models that differ in how they meet the decoder's layers
 FAST = {
     "Qwen2.5-VL": {
-        *("plain", "CameraTokenFusion, append", "AttentionFusion", "StackFusion", "CameraPrediction", "prope.yaml"),
-        *("GeoThinkerFusion", "DA3's tokens, points and cameras", "PoseDistanceIndex", "RayRoPE"),
+        *("plain", "CameraTokenFusion, append", "StackFusion", "CameraPrediction", "prope.yaml", "GeoThinkerFusion"),
+        *("DA3's tokens, points and cameras", "PoseDistanceIndex", "RayRoPE"),
         "Compose(PRoPE TemporalSection, PoseALiBi)",
     },
-    "Qwen3-VL": {
-        *("plain", "CameraTokenFusion, append", "DeepFusion", "GeoThinkerFusion, compressed"),
-        *("PRoPE, ExtraChannels", "PoseAxis"),
-    },
+    "Qwen3-VL": {"plain", "DeepFusion", "GeoThinkerFusion, compressed", "PRoPE, ExtraChannels", "PoseAxis"},
     "Qwen3.5": {"plain", "PRoPE, ExtraChannels", "Compose(PRoPE UnrotatedChannels, DeltaNetLayers(PRoPE vo))"},
 }
 MODELS_AND_FAMILIES = [
