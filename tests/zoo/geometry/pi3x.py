@@ -46,12 +46,17 @@ def case_model(meta: dict[str, Any], dtype: torch.dtype = torch.float32) -> Pi3X
     return _built(json.dumps(about["config"]), json.dumps(about["param_names"]), added, dtype)
 
 
+@lru_cache(maxsize=4)
+def _shapes(config: str) -> str:
+    with torch.device("meta"):
+        tensors = Pi3X(json.loads(config)).official_state_dict().items()
+    return json.dumps({name: list(each.shape) for name, each in tensors if not name.startswith("image_")})
+
+
 def hash_model(config: dict[str, Any] = CONFIG, dtype: torch.dtype = torch.float32) -> Pi3X:
     """A small model."""
-    with torch.device("meta"):
-        shapes = {name: list(tensor.shape) for name, tensor in Pi3X(config).official_state_dict().items()}
-    shapes = {name: shape for name, shape in shapes.items() if not name.startswith("image_")}
-    return deepcopy(_built(json.dumps(config), json.dumps(shapes), "{}", dtype))
+    about = json.dumps(config)
+    return deepcopy(_built(about, _shapes(about), "{}", dtype))
 
 
 def given_of(t: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
