@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
@@ -81,11 +82,11 @@ def by_hand(records: list[Record]) -> dict[str, float]:
 
 def constant_by_hand(records: list[Record]) -> dict[str, float]:
     """The same of answering each question type by one answer: that of a fine grid, or of the letters, with the most."""
-    found = []
+    found, score_of = [], cache(BENCHMARK.score)
     for kind in {each["question_type"] for each in records}:
         own = [each for each in records if each["question_type"] == kind]
         tried = [f"{n / 40}" for n in range(60, 360)] if kind in BENCHMARK.numeric_types else list("ABCD")
-        scored = [[BENCHMARK.score(answer, e["ground_truth"], kind, "spatial_mllm") for e in own] for answer in tried]
+        scored = [[score_of(answer, e["ground_truth"], kind, "spatial_mllm") for e in own] for answer in tried]
         found += [{**each, "score": score} for each, score in zip(own, max(scored, key=sum), strict=True)]
     return by_hand(found)
 

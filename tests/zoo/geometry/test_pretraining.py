@@ -388,9 +388,15 @@ def test_perfect_predictions_of_pi3x_have_no_error(length: float, monkeypatch: p
 def test_half_of_the_conditions_are_left_out_in_training_and_none_in_validation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encoder, told = tiny_pi3x(), []
+    encoder, told, made = tiny_pi3x(), [], []
     compute = encoder.pi3x.compute
-    monkeypatch.setattr(encoder.pi3x, "compute", lambda *arguments: told.append(arguments[3]) or compute(*arguments))
+
+    def compute_once(*arguments: Any) -> Any:
+        told.append(arguments[3])
+        made.extend([compute(*arguments)] if not made else [])
+        return made[0]
+
+    monkeypatch.setattr(encoder.pi3x, "compute", compute_once)
     images, given = torch.rand(1, 2, 3, 28, 42), [dataset_scene(2, 28, 42)]
     for draw in [*range(40), None]:
         encoder.training_output(images, given, torch.tensor([[0]]), None if draw is None else [draw])
