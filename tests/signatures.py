@@ -60,17 +60,18 @@ def checked(kind: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     # a generator runs after its call; "{name}" stands for the value of an argument
     if inspect.isgeneratorfunction(kind) or any("{" in str(hint) for hint in kind.__annotations__.values()):
         return jaxtyped(kind, typechecker=typechecker)
-    key, function, scope = id(kind.__code__), None, None
+    key, hints, function = id(kind.__code__), hints_of(kind), None
+    scope = SHAPES if any(map(has_shape, hints.values())) else nullcontext()
 
     @wraps(kind)
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        nonlocal function, scope
+        nonlocal function
         counts[key] = count = counts.get(key, 0) + 1
         if config.jaxtyping_disable or count > CALLS:
             return kind(*args, **kwargs)
         if function is None:  # at the first call, because most functions of a module are not called
-            function, scope = with_checks(kind, typechecker)
+            function = with_checks(kind, hints, typechecker)
         with scope:
             return function(*args, **kwargs)
 
@@ -78,13 +79,12 @@ def checked(kind: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     return call
 
 
-def with_checks(kind: FunctionType, typechecker: Callable[[Any], Any]) -> tuple[Callable[..., Any], Any]:
-    """Return the function with checks of its types, and the scope in which equal axes have equal sizes."""
-    written, hints = kind.__annotations__, hints_of(kind)
-    kind.__annotations__ = hints
-    function = typechecker(kind)
+def with_checks(kind: FunctionType, hints: dict[str, Any], typechecker: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Return the function with checks of its types."""
+    written, kind.__annotations__ = kind.__annotations__, hints
+    function: Callable[..., Any] = typechecker(kind)
     kind.__annotations__ = function.__annotations__ = written
-    return function, SHAPES if any(map(has_shape, hints.values())) else nullcontext()
+    return function
 
 
 def hints_of(function: FunctionType) -> dict[str, Any]:
