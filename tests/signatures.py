@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from dataclasses import is_dataclass
 from functools import partial, wraps
 from importlib.machinery import SourceFileLoader
-from importlib.util import cache_from_source
 from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
 from unittest.mock import patch
@@ -20,7 +19,7 @@ from unittest.mock import patch
 import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, config, install_import_hook, jaxtyped
-from jaxtyping._import_hook import _JaxtypingLoader
+from jaxtyping._import_hook import _JaxtypingLoader, _optimized_cache_from_source
 
 PACKAGES = ("zoo", "datamodules", "evaluation", "run_folder", "callbacks", "commands")
 CALLS = 2  # of a function in a test that are checked: later ones are of the same loop
@@ -36,13 +35,14 @@ def check_signatures() -> None:
     install_import_hook(PACKAGES, f"{__name__}.check_types")
 
 
-def code_of(loader: SourceFileLoader, name: str) -> CodeType | None:
+def code_of(loader: _JaxtypingLoader, name: str) -> CodeType | None:
     """Return the code of a checked module, which is kept in a compiled file of another name than the plain code.
 
     jaxtyping's own loader looks for that name also while the module runs. Then all that the module imports, PyTorch
     and transformers among it, is compiled again in each process.
     """
-    with patch("importlib._bootstrap_external.cache_from_source", partial(cache_from_source, optimization="checked")):
+    named = partial(_optimized_cache_from_source, loader._typechecker.get_hash())
+    with patch("importlib._bootstrap_external.cache_from_source", named):
         return SourceFileLoader.get_code(loader, name)
 
 
