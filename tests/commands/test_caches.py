@@ -202,5 +202,3 @@ def test_stills_are_cached_as_the_encoder_sees_them(run: Run) -> None:
     before = {*entries()}
     run("test", *stills, *cached, "--model.allow_untrained=true", config="vg_llm.yaml")
     assert {*entries()} == before
-    with pytest.raises(SystemExit, match="patches of another size: leave --model.geometry_cache and"):
-        run("cache-geometry", *stills[:3], "--model.backbone=TinyQwen3VL", config="vg_llm.yaml")

@@ -269,11 +269,7 @@ def test_bad_input(folder: Path, rooms_root: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="first 3 scenes all failed alike.*absent2.mp4: no such video"):
         ask(model, *(([file], "Which?") for file in absent))
     model.first_scenes = FirstScenes()
-    damaged = tmp_path / "damaged.png"
-    damaged.write_bytes((folder / "0.png").read_bytes()[:-2000])
-    lost, unread, found = ask(model, ([absent[0]], "Which?"), ([Image.open(damaged)], "Which?"), ([video], "Which?"))
-    assert lost == unread == "" and found
-    with pytest.raises(InputError, match="task, document 0"):
-        ask(model, ([Image.open(damaged)], "Which?"))
+    lost, found = ask(model, ([absent[0]], "Which?"), ([video], "Which?"))
+    assert lost == "" and found
     with pytest.raises(InputError, match="nowhere"):
         SpatialVLMZoo(run=str(tmp_path / "nowhere"))
