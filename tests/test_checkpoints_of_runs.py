@@ -49,7 +49,9 @@ def test_last_is_the_newest_state_with_every_schedule(
     words: list[str], last: int, best: int | None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter((0.1, 0.2, 0.3))
-    monkeypatch.setattr("callbacks.metrics._scalars", lambda *_: {"val/all/micro": next(scores)})
+    monkeypatch.setattr(
+        "callbacks.metrics._scalars", lambda _, stage: {"val/all/micro": next(scores)} if stage == "val" else {}
+    )
     folder = ["--trainer.default_root_dir", "again"]
     for steps, resumed in (("2", []), ("3", ["--ckpt_path", "last"])):
         scores = iter((0.1, 0.2, 0.3))
