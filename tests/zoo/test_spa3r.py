@@ -20,22 +20,18 @@ from zoo import AddFusion, InputError, SpatialVLM, TinyQwen25VL, TinyVGGT
 from zoo.checkpoints import official_tensors
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt.heads import pose_encoding_to_cameras
-from zoo.published.spa3r import (
-    FIELD,
-    LOSSES,
-    PREDICTOR,
+from zoo.published.spa3_vlm import (
     PREFIX,
     PretrainedSpa3VLM,
     Spa3RAdapter,
     Spa3RFusion,
-    Spa3RVGGT,
-    TinySpa3R,
     load_spa3_vlm,
     official_spa3r_adapter,
     official_spa3r_field,
     official_spa3r_latents,
     official_spa3r_prope,
 )
+from zoo.published.spa3r import FIELD, LOSSES, PREDICTOR, Spa3RVGGT, TinySpa3R
 from zoo.tasks import VideoQATask
 
 

@@ -37,7 +37,7 @@ from zoo import GeometryCache, InputError, LearningRates, PretrainedSpa3R, TinyS
 from zoo.checkpoints import official_tensors
 from zoo.configuration import flatten
 from zoo.geometry import SceneGeometry
-from zoo.published.spa3r import PREFIX, Spa3RFusion, Spa3VLM
+from zoo.published.spa3_vlm import PREFIX, Spa3RFusion, Spa3VLM
 from zoo.published.spa3r_pretraining import DINOv3, Spa3RPretraining, resized_patches, target_mask
 from zoo.sequences.batch import Batch
 from zoo.tasks import GeometryPretraining
