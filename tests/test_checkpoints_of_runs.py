@@ -92,6 +92,7 @@ def test_the_config_of_a_run_starts_another_one(run: Run, tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "small_vggt.yaml"}
 
 
+@pytest.mark.slow
 def test_a_fit_does_not_replace_the_weights_of_another(run: Run, trained: Trained, tmp_path: Path) -> None:
     one = str(trained().relative_to(tmp_path))
     shutil.copytree(one, "two")
@@ -122,6 +123,7 @@ def test_damaged_and_absent_files_are_named_before_a_model_is_built(run: Run, tr
             run(*started, start)
 
 
+@pytest.mark.slow
 def test_an_untrained_model_is_not_tested(run: Run, trained: Trained) -> None:
     with pytest.raises(SystemExit, match="no finished run under runs/"):
         run("test")
@@ -183,6 +185,7 @@ def test_a_checkpoint_outside_its_run_has_its_own_config(run: Run, trained: Trai
     run("fit", "--config", "elsewhere/last.ckpt", *checkpoint, "--trainer.max_steps", "3", sized=False)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_the_folder_of_another_run_has_its_own_config(run: Run, trained: Trained) -> None:
     """Under any file name. It is no test of that run's own model, so it gets a folder inside the run's."""
     other = trained().rename("runs/other")
@@ -198,6 +201,7 @@ def test_a_checkpoint_in_the_folder_of_another_run_has_its_own_config(run: Run, 
     run("test", "--ckpt_path", "copied.pt")
 
 
+@pytest.mark.slow
 def test_the_scores_of_a_checkpoint_are_not_written_into_another_run(run: Run, trained: Trained) -> None:
     """Whatever names that run. A report knows the tested weights by the record of their training."""
     one, two = trained().rename("runs/one"), Path("runs/two")
@@ -216,6 +220,7 @@ def test_the_scores_of_a_checkpoint_are_not_written_into_another_run(run: Run, t
     assert all(each.label.startswith("clipped") for each in tested)
 
 
+@pytest.mark.slow
 def test_initial_weights_of_another_model_are_named(run: Run, trained: Trained) -> None:
     start = ["--model.initial_weights", str(trained() / "checkpoints/last.ckpt"), "--trainer.limit_val_batches", "0"]
     other = ["--config", "qwen25_vl.yaml", "--model.time_index", "ConstantIndex"]

@@ -61,6 +61,7 @@ def recorded(stop: int | None = None) -> Iterator[list[dict[str, Any]]]:
         yield found
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_a_supervised_one(run: Run, tmp_path: Path) -> None:
     supervised = ("--trainer.default_root_dir", "runs/supervised", "--trainer.limit_val_batches", "0")
     fit = ("fit", "--config", "qwen25_vl.yaml")

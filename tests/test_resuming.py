@@ -16,6 +16,7 @@ from zoo.versions import versions
 from zoo.weights.saved_models import initial_model
 
 
+@pytest.mark.slow
 def test_resuming_with_other_settings_is_an_error(run: Run, trained: Trained) -> None:
     config = trained() / "config.yaml"
     before = config.read_text()

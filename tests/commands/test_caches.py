@@ -150,6 +150,7 @@ def test_frames_that_differ_each_epoch_are_refused(run: Run) -> None:
             run("cache-geometry", "--split", "train", *words)
 
 
+@pytest.mark.slow
 def test_errors(run: Run) -> None:
     with pytest.raises(SystemExit, match="--data.video is for predict"):
         run("cache-geometry", "--data.video", "clip.mp4", "--data.question", "Why?")

@@ -63,6 +63,7 @@ def test_the_current_folder_is_a_scene_and_a_picture_that_can_not_be_written_is_
             check_cameras([str(folder), "--picture", picture])
 
 
+@pytest.mark.slow
 def test_camera_to_world_given_as_world_to_camera(
     room: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -96,6 +96,7 @@ def test_cameras_disturb_and_identity_cameras_do_not(text: PosedText) -> None:
     assert min(full, turned, other) > 0.1 and len({float(each) for each in (full, turned, other)}) == 3
 
 
+@pytest.mark.slow
 def test_half_of_the_cameras_disturbs_by_less(text: PosedText) -> None:
     half, full = (rise(text, PRoPE, change=change).mean() for change in (HALF, same))
     assert 0 < half < full

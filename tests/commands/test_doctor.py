@@ -48,6 +48,7 @@ def dataset(tmp_path: Path, rooms_root: Path) -> list[str]:
     return ["--data.source", "Conversations", "--data.source.path", str(tmp_path / "rows.jsonl")]
 
 
+@pytest.mark.slow
 def test_complete_data_has_no_problem_and_half_of_it_has(tmp_path, dataset, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = lines(capsys, *dataset)
@@ -85,6 +86,7 @@ def test_weights_that_are_absent_or_cut_are_problems(tmp_path, dataset, capsys, 
     assert "model.safetensors can't be read as safetensors" in first and "download it again" in first
 
 
+@pytest.mark.slow
 def test_a_shard_that_its_index_does_not_name_is_found(tmp_path, dataset, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, tensor in (("1", "a"), ("2", "b")):

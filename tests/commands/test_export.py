@@ -96,6 +96,7 @@ def test_the_newest_run_is_exported(run: Run) -> None:
     assert {tensor.dtype for tensor in load_file("half/model.safetensors").values()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_adapters_are_merged(run: Run) -> None:
     rates = [word for part in ("vision", "connector") for word in (f"--model.learning_rates.{part}", "0")]
     attention = ["--config", "prope.yaml", "--model.fusion", "null", "--model.view_mixer", "null"]  # it has no weights

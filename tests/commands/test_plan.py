@@ -129,6 +129,7 @@ def test_a_plan_needs_nothing_but_its_configs(configs: str, monkeypatch, capsys)
     assert any(line.split()[:1] == ["total"] for line in lines) and any("visual tokens" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_step_has_the_recipes_questions_on_any_number_of_gpus(monkeypatch, capsys) -> None:
     words = ("--config", "spatial_mllm.yaml", "--config", "recipes/spatial_mllm_135k.yaml")
     for gpus, batches in ((6, 8), (8, 6)):
@@ -147,7 +148,11 @@ def test_a_step_has_the_recipes_questions_on_any_number_of_gpus(monkeypatch, cap
 @pytest.mark.parametrize(
     "words",
     [
-        *(["--gpus", str(gpus), "--trainer.num_nodes", "2", "--trainer.devices", "4"] for gpus in (4, 8, 9)),
+        ["--gpus", "8", "--trainer.num_nodes", "2", "--trainer.devices", "4"],
+        *(
+            pytest.param(["--gpus", gpus, "--trainer.num_nodes", "2", "--trainer.devices", "4"], marks=pytest.mark.slow)
+            for gpus in ("4", "9")
+        ),
         pytest.param(["--gpus", "2", "--memory_gb", "0.1"], marks=pytest.mark.slow),
         ["--memory_gb", "0.035", "--data.batch_size", "4"],
         ["--gpus", "8", ACCUMULATE, "4", "--trainer.devices=[0,1]"],

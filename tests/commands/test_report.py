@@ -223,6 +223,7 @@ class Page(HTMLParser):
             self.cells[-1] += data
 
 
+@pytest.mark.slow
 def test_the_page_has_every_answer_and_only_its_own_script(runs, tmp_path: Path, capsys) -> None:
     report([*map(str, runs.values()), "--output", str(tmp_path / "page.html")])
     said = capsys.readouterr().err

@@ -137,6 +137,7 @@ def test_the_tables_hold_the_means_of_the_results(write: Write, monkeypatch: pyt
     )
 
 
+@pytest.mark.slow
 def test_trainings_of_which_some_begin_are_listed_and_have_no_mean(write: Write) -> None:
     compare = [{"title": "Do cameras help?", "baseline": "none", "settings": ["PRoPE"], "interest": 0.05}]
     write(compare=compare, seeds=[0, 1, 2])
@@ -163,6 +164,7 @@ def test_trainings_of_which_some_begin_are_listed_and_have_no_mean(write: Write)
     assert Path("studies/toys_curves.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_learning_curve_is_that_of_all_starts_of_a_training(tmp_path: Path) -> None:
     for steps in ((10, 20), (20, 30)):  # it was killed after step 20, and its last checkpoint was of step 10
         logger = TensorBoardLogger(tmp_path, name="", version="")
@@ -218,6 +220,7 @@ def test_results_stay_when_a_setting_is_renamed_and_bars_and_line_breaks_keep_th
     assert score in row and r"minus *\|q\| *" in text
 
 
+@pytest.mark.slow
 def test_a_study_says_no_more_than_it_knows(write: Write) -> None:
     """One seed, missing trainings, a shared start, seeds after a look, and a test that lacks a seed."""
 
@@ -254,6 +257,7 @@ def test_a_study_says_no_more_than_it_knows(write: Write) -> None:
     assert Path("studies/toys.md").read_text().count("95 % interval, for this start") == 2
 
 
+@pytest.mark.slow
 def test_above_all_oracles_is_said_with_an_interval_and_not_of_few_seeds(write: Write) -> None:
     def verdict(oracle: float, seeds: list[int]) -> str:
         file = Path("studies/results/toys.jsonl")
@@ -532,6 +536,7 @@ def test_required_files_are_made_first_once_and_whole(
         run(*ROW, "--seeds", "1")
 
 
+@pytest.mark.slow
 def test_a_file_that_another_study_makes_is_waited_for(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs on a cluster that share a required file start at the same time."""
     file = Path("runs/vggt/checkpoints/last.ckpt")

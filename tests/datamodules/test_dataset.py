@@ -435,6 +435,7 @@ def feed(path: Path, content: bytes) -> None:
             pipe.write(each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_workers", "is_silent"), [(0, True), (1, False)])
 def test_a_stream_that_never_ends_is_a_named_error(num_workers: int, is_silent: bool, tmp_path: Path) -> None:
     whole = write_video(tmp_path / "whole.ts", [numbered_frame(i) for i in range(8)])

@@ -61,6 +61,7 @@ def test_two_runs_of_one_job_have_a_folder_each(launcher: str) -> None:
     assert sorted(folders) == sorted(str(path) for path in Path("runs").iterdir()) and len(set(folders)) == 2
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_meet_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(new, "PATIENCE", new.timedelta(seconds=1))
     for name, value in LAUNCHERS["SLURM"](0, 2, free_port()).items():

@@ -209,6 +209,7 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch: pytest.Mon
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(files)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_model(run: Run, tmp_path: Path, rooms_root: Path) -> None:
     """By its folder and by its checkpoint, which know its parts, data and precision."""
     run("fit", "--config", "prope.yaml", "--trainer.limit_val_batches", "0")

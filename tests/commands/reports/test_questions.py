@@ -96,6 +96,7 @@ def test_a_question_shows_the_frames_of_each_run_and_the_cameras(runs: list[Path
     assert [each.stat().st_mtime_ns for each in files] == times  # pictures are drawn once
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_made_are_counted_and_end_no_report(
     runs: list[Path], rooms_root: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +179,7 @@ def driven(runs: list[Path], tmp_path: Path) -> Path:
     return tmp_path / "driven.html"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here: apt-get install chromium")
 def test_a_browser_filters_sorts_and_shows_pictures(driven: Path, runs: list[Path]) -> None:
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]

@@ -136,6 +136,7 @@ def test_a_killed_process_leaves_nothing_that_counts(tmp_path: Path, monkeypatch
     assert not list(rooms.folder.glob("rooms/*"))  # nothing of the first attempt
 
 
+@pytest.mark.slow
 def test_concurrent_processes_render_once(tmp_path: Path) -> None:
     processes = [start(tmp_path, 3) for _ in range(2)]
     for process in processes:

@@ -256,6 +256,7 @@ def test_a_damaged_entry_is_computed_again(cached) -> None:
         assert encoder.num_computed == number and same(again, expected) and path.read_bytes() == whole, name
 
 
+@pytest.mark.slow
 def test_two_writers_that_are_killed_at_any_moment_read_what_was_written(tmp_path: Path) -> None:
     """In a folder that holds half of the entries, so that each writer evicts what the other one reads."""
     one = pack({"patches": torch.randn(4, 16, 16, 64), "depth": torch.randn(4, 56, 56)}, "bfloat16")
