@@ -348,7 +348,7 @@ class Document:
         lines = ", and lines at the blind baselines" if self.baselines else ""
         is_interim = any(len(self._found[run.setting, run.column, run.seed]) < len(run.tests) for run in study.runs())
         title = f"# {study.title}{' (interim)' if is_interim else ''}"
-        parts = [title, study.text.strip(), self._summary(), _markdown(self.score_table())]
+        parts = [title, study.text.strip(), self._cells(), _markdown(self.score_table())]
         parts.append(self.verdict())
         parts.append(f"Not measured yet: {'; '.join(missing)}." if missing else "")
         picture = f"![the scores as dots, with the range over the seeds{lines}]({plot})"
@@ -359,84 +359,64 @@ class Document:
         if not (further := self.test_table()).empty:
             parts += ["## Further tests of the trained models", _markdown(further)]
         if not (responses := self.response_table()).empty:
-            what = (
-                "The slope of the answer on what an intervention changes, with its 95 % interval: see `python main.py"
-                " measure-responses --help`. The scenes are the first of the training's own test split, without the"
-                " options of the tests above."
-            )
-            parts += ["## Responses", what, _markdown(responses)]
+            parts += ["## Responses", _markdown(responses)]
         if not (hits := self.hit_table()).empty:
-            what = (
-                "An answer that is right counts as 1 over the probability that the rule gives right answers. Whoever"
-                " knows no more than the rule has a mean of at most 1. A cell has the mean of the trainings, with the"
-                " least and the greatest."
-            )
-            parts += ["## Are answers right more often than a rule permits?", what, _markdown(hits)]
+            parts += ["## Are answers right more often than a rule permits?", _markdown(hits)]
         if not (begun := self.begin_table()).empty:
-            what = (
-                f"A training begins when the score of its validation scenes reaches {study.begins:g}. `>` is before the"
-                " last validation of one that has not begun."
-            )
-            parts += ["## Which trainings begin to learn", what, _markdown(begun)]
+            parts += ["## Which trainings begin to learn", _markdown(begun)]
         for each in study.compare:
             text = "Not measured yet." if (table := self.comparison(each)).empty else _markdown(table)
             parts += [f"## {each.title}", text, *([f"\\{ALONE} {ONE_SEED}."] if f" {ALONE} " in text else [])]
         if not (errors := self.error_table()).empty:
             parts += ["## Errors of what the objectives predict", _markdown(errors)]
+        parts += ["## How it was made", self._made()]
         if any(f" {BELOW}" in part for part in parts[3:]):
             parts.insert(parts.index(picture), f"{MEANING}.")
         return "\n\n".join(filter(None, parts)) + "\n"
 
-    def _summary(self) -> str:
-        study, runs = self.study, self.study.runs()
-        found = [tests[OWN] for tests in self._found.values() if OWN in tests]
-        seconds = [result.fit_s for result in found if result.fit_s is not None]
-        took = f" A training took {statistics.median(seconds):.0f} s (median)." if seconds else ""
-        command = f"`python main.py study {study.path}` {MAKES}: {len(found)} of {len(runs)} trainings.{took}"
-        counts = Counter(f"{each.commit}{'' if each.is_clean else ' with changes'}" for each in found if each.commit)
-        versions = ", ".join(f"{version} ({number})" for version, number in counts.most_common())
-        parts = [command, *([f"Commits of the code, with the number of trainings: {versions}."] if counts else [])]
-        if common := [*(f"--config={name}" for name in study.configs), *as_words(study.options)]:
-            parts += ["All trainings have the options", "    " + " ".join(common)]
-        if study.test:
-            parts += ["All tests have the options", "    " + " ".join(as_words(study.test))]
+    def _cells(self) -> str:
+        """Return what the cells of this study's tables are, and where it is said what all studies' tables have."""
+        study = self.study
         seeds = ", ".join(map(str, study.seeds))
         spread = "the mean over the seeds, with the least and the greatest" if len(study.seeds) > 1 else "of one seed"
-        parts.append(f"A cell is {spread} ({seeds}). The score is {study.score} unless the row says otherwise.")
+        parts = [f"A cell is {spread} ({seeds}). The score is {study.score} unless the row says otherwise."]
+        if study.begins is not None:
+            parts.append(f"A training has begun to learn at {study.begins:g}.")
+        parts.append(f"{_rules_from(study.document)} says what the tables mean.")
+        lines = [" ".join(parts)]
         if study.added_seeds:
             added = ", ".join(map(str, study.added_seeds))
-            parts.append(
+            lines.append(
                 f"Seeds that were added after a look at the results of the others: {added}. Intervals and meanings do"
                 " not account for the look."
             )
         if study.compare and len(study.seeds) == 1:
-            parts.append("Differences are paired by question. Their 95 % intervals are for other scenes alone.")
-        elif study.compare:
-            parts.append(
-                "Differences are of all seeds of either side, paired by question, and by training between two tests of"
-                " the same models. Their 95 % intervals are for other seeds and other scenes. The least effect is the"
-                " smallest difference that four of five repetitions of the study would show."
-            )
-        starts = {self._start(Cell(run.setting, run.column)): None for run in runs}
+            lines.append("Differences are paired by question. Their 95 % intervals are for other scenes alone.")
+        starts = {self._start(Cell(run.setting, run.column)): None for run in study.runs()}
         if len(study.seeds) > 1 and (files := ", ".join(f"`{start}`" for start in starts if start)):
             which = "Some trainings" if None in starts else "All trainings"
-            parts.append(
+            lines.append(
                 f"{which} start from trained weights ({files}). Their intervals are for other trainings from these"
                 " weights, and say nothing about other starts."
             )
-        if len(study.seeds) > 1 and any(each.interest is not None for each in study.compare):
-            parts.append(
-                "The last column says what a difference means, for the least effect of interest, which was fixed before"
-                " the study: higher or lower (an error of 5 % for all differences of a table together, by Holm's"
-                " correction); equal, if the interval lies within that effect; unknown, with the largest effect that"
-                f" the interval leaves; or a lead, with fewer than {FEWEST} trainings on a side."
-            )
-        if study.begins is not None:
-            parts.append(
-                f"A training has begun to learn at a score of {study.begins:g}. Where only some have, every seed is"
-                " listed in place of a mean, and no interval is given: intervals are for trainings that begin."
-            )
-        return "\n\n".join(filter(None, parts))
+        return "\n\n".join(lines)
+
+    def _made(self) -> str:
+        """Return the command, the commits and the options of the trainings and tests."""
+        study, runs = self.study, self.study.runs()
+        found = [tests[OWN] for tests in self._found.values() if OWN in tests]
+        seconds = [result.fit_s for result in found if result.fit_s is not None]
+        took = f" A training took {statistics.median(seconds):.0f} s (median)." if seconds else ""
+        parts = [f"`python main.py study {study.path}` {MAKES}: {len(found)} of {len(runs)} trainings.{took}"]
+        counts = Counter(f"{each.commit}{'' if each.is_clean else ' with changes'}" for each in found if each.commit)
+        if counts:
+            versions = ", ".join(f"{version} ({number})" for version, number in counts.most_common())
+            parts.append(f"Commits of the code, with the number of trainings: {versions}.")
+        if common := [*(f"--config={name}" for name in study.configs), *as_words(study.options)]:
+            parts += ["All trainings have the options", "    " + " ".join(common)]
+        if study.test:
+            parts += ["All tests have the options", "    " + " ".join(as_words(study.test))]
+        return "\n\n".join(parts)
 
     def _panels(self) -> Mapping[str, Rows]:
         """Return the rows of the plot: each comparison, then the settings and tests that no comparison has."""
@@ -472,6 +452,13 @@ class Document:
 def _curves_of(plot: str) -> str:
     """Return the name of the plot of learning curves beside a study's plot."""
     return f"{Path(plot).stem}_curves.png"
+
+
+def _rules_from(document: Path) -> str:
+    """Return the name of the page on tables, with a link where the document lies beside this project's own."""
+    page = "docs/concepts/rules.md"
+    is_ours = (document.parent.parent / page).is_file()
+    return f"[Rules of a study](../{page}#what-the-tables-say)" if is_ours else f"`{page}`"
 
 
 def _difference_texts(found: Difference) -> list[str]:
