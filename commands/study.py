@@ -44,7 +44,7 @@ A study file has the keys
     responses     of a setting: interventions of `main.py measure-responses` on the trained model, such as
                   [TurnedCameras, MovedPanel]; the document has a table of the responses
     requires      commands by the file that they make, for the settings that name the file in `requires`. They run side
-                  by side before the trainings
+                  by side before the trainings; one that reads the file of another, after it
     parts         anything, for YAML's anchors: `part: &part {...}`, then `setting: {<<: *part, ...}`
 """
 

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -21,6 +22,7 @@ from commands.studies.running import (
     at_once,
     check_commands,
     fail_alike,
+    in_order,
     missing_requirements,
     submit,
 )
@@ -138,11 +140,12 @@ class Execution:
 
     def make(self, required: Sequence[Requirement]) -> dict[str, str]:
         """Make required files; return the reason for each that could not be made."""
-        launch = Launch(min(self.asked.jobs, len(required)), self.launcher)
         absent: dict[str, str] = {}
-        for job, failure in at_once(required, lambda job: job.execute(launch), self.asked.jobs):
-            print(f"{job.file}: {failure or 'made'}", flush=True)
-            absent |= {job.file: failure} if failure else {}
+        for group in in_order(required):
+            launch = Launch(min(self.asked.jobs, len(group)), self.launcher)
+            for job, failure in at_once(group, partial(Requirement.execute, launch=launch), self.asked.jobs):
+                print(f"{job.file}: {failure or 'made'}", flush=True)
+                absent |= {job.file: failure} if failure else {}
         return absent
 
     def run(self, todo: Sequence[Run], absent: dict[str, str]) -> None:

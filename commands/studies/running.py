@@ -222,6 +222,11 @@ class Requirement:
     command: str
     log: Path
 
+    def reads(self, other: Requirement) -> bool:
+        """Return whether the command names another required file or its folder."""
+        words = shlex.split(self.command.replace("=", " "))
+        return other is not self and (other.file in words or str(Path(other.file).parent) in words)
+
     @property
     def _entry(self) -> Path:
         return STUDIES / ".requires" / f"{quote(os.path.normpath(self.file), safe='')}.json"
@@ -272,6 +277,15 @@ def missing_requirements(study: Study, runs: Sequence[Run]) -> list[Requirement]
     named = ((file, study.folder / f"requires-{file_name(file)}.txt") for file in files)
     jobs = [Requirement(file, study.requires[file], log) for file, log in named]
     return [job for job in jobs if not job.is_made()]
+
+
+def in_order(required: Sequence[Requirement]) -> Iterator[list[Requirement]]:
+    """Yield the required files in groups: no command reads a file of its own group or of a later one."""
+    rest = list(required)
+    while rest:
+        group = [job for job in rest if not any(map(job.reads, rest))] or rest  # a circle of commands fails by itself
+        yield group
+        rest = [job for job in rest if job not in group]
 
 
 # ---- Mistakes that several trainings share ---------------------------------------------------------------------------

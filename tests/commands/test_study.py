@@ -536,6 +536,17 @@ def test_required_files_are_made_first_once_and_whole(
         run(*ROW, "--seeds", "1")
 
 
+def test_a_file_that_another_command_reads_is_made_before_it(write: Write) -> None:
+    """The files are listed in the other order, so only the commands tell which comes first."""
+    first, second = "runs/vggt/checkpoints/last.ckpt", "runs/field/checkpoints/last.ckpt"
+    settings = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "requires": [second, first]}}
+    requires = {file: f"fit --trainer.default_root_dir={Path(file).parents[1]}" for file in (second, first)}
+    requires[second] += " --model.initial_weights runs/vggt/checkpoints"
+    write(settings=settings, requires=requires)
+    run(*ROW, "--jobs", "2")
+    assert calls() == ["fit vggt", "fit field", *OF_ROW]
+
+
 @pytest.mark.slow
 def test_a_file_that_another_study_makes_is_waited_for(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs on a cluster that share a required file start at the same time."""
