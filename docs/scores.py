@@ -51,36 +51,59 @@ class Claim(NamedTuple):
     base: Cell | None = None
 
 
+VIEWPOINT = "Viewpoint rather than frame number?"
 CLAIMS = [
-    Claim("ALiBi by angle or distance?", "encodings", Cell("PoseALiBi", ""), Cell("images alone", "")),
-    Claim("CaPE?", "encodings", Cell("CaPE", ""), Cell("PRoPE", "")),
+    Claim(VIEWPOINT, "glimpse", Cell("PRoPE", ""), Cell("images alone", "")),
+    Claim("GTA or PRoPE?", "glimpse", Cell("GTA", ""), Cell("PRoPE", "")),
+    Claim("One number per viewpoint?", "glimpse", Cell("pose index", ""), Cell("PRoPE", "")),
     Claim(
-        "Cameras for Pi3X, or for the decoder?", "where_cameras_enter", Cell("in the decoder", ""), Cell("in Pi3X", "")
+        "Rotation or translation?",
+        "panel_questions",
+        Cell("PRoPE, rotation", "rotation"),
+        Cell("PRoPE, translation", "rotation"),
     ),
-    Claim("One time for static scenes?", "encodings", Cell("PRoPE, no time", ""), Cell("PRoPE", "")),
-    Claim("The camera token alone?", "encodings", Cell("camera token alone", ""), Cell("images alone", "")),
-    Claim("May different views be merged?", "merged_views", Cell("merged", ""), Cell("each frame with itself", "")),
-    Claim("Is the connector suspicious?", "published_models", Cell("Spatial-MLLM, stills", ""), Cell("VG-LLM", "")),
-    Claim("Values, VO-RoPE?", "placements", Cell("PRoPE, vo", ""), Cell("PRoPE, qk", "")),
     Claim(
         "Moving things: time?",
         "panel_questions",
         Cell("images alone", "motion"),
         Cell("images alone, no time", "motion"),
     ),
-    Claim("Viewpoint rather than frame number?", "free_turn", Cell("PRoPE", ""), Cell("images alone", "")),
-    Claim("Viewpoint rather than frame number?", "free_turn", Cell("PRoPE", "")),
-    Claim("Viewpoint rather than frame number?", "placements", Cell("pose index", ""), Cell("images alone", "")),
-    Claim(
-        "Rotation, translation, or both?",
-        "panel_questions",
-        Cell("PRoPE, rotation", "rotation"),
-        Cell("PRoPE, translation", "rotation"),
-    ),
-    Claim("Reference frame?", "encodings", Cell("PRoPE", ""), Cell("PRoPE, medoid", "")),
-    Claim("Scaling; translations of 100?", "encodings", Cell("GTA", ""), Cell("GTA, translations x 100", "")),
+    Claim("Which reference view?", "encodings", Cell("PRoPE", ""), Cell("PRoPE, medoid", "")),
+    Claim("Translations of 100?", "encodings", Cell("GTA, translations x 100", ""), Cell("GTA", "")),
     Claim("Accuracy of K?", "panel_questions", Cell("PRoPE", "width", "focal +20 %"), Cell("PRoPE", "width")),
     Claim("Wrong cameras?", "free_turn", Cell("PRoPE", "", "20 degrees"), Cell("PRoPE", "")),
+    Claim("One time for static scenes?", "encodings", Cell("PRoPE, no time", ""), Cell("PRoPE", "")),
+    Claim("The camera token alone?", "encodings", Cell("camera token alone", ""), Cell("images alone", "")),
+    Claim("A loss on views that are held out?", "held_out_views", Cell("with tokens", ""), Cell("PRoPE", "")),
+    Claim("The same loss on pixels?", "held_out_views", Cell("with pixels", ""), Cell("PRoPE", "")),
+    Claim("May different views be merged?", "merged_views", Cell("merged", ""), Cell("each frame with itself", "")),
+    Claim("The T section?", "placements", Cell("PRoPE, T section", ""), Cell("PRoPE", "")),
+    Claim("Values, VO-RoPE?", "placements", Cell("PRoPE, vo", ""), Cell("PRoPE, qk", "")),
+    Claim(
+        "High or low frequencies?",
+        "placements",
+        Cell("PRoPE, high frequencies", ""),
+        Cell("PRoPE, low frequencies", ""),
+    ),
+    Claim("CaPE?", "encodings", Cell("CaPE", ""), Cell("PRoPE", "")),
+    Claim("ALiBi by angle or distance?", "encodings", Cell("PoseALiBi", ""), Cell("images alone", "")),
+    Claim("Is the connector suspicious?", "published_models", Cell("Spatial-MLLM, stills", ""), Cell("VG-LLM", "")),
+    Claim(
+        "Cameras for Pi3X, or for the decoder?", "where_cameras_enter", Cell("in the decoder", ""), Cell("in Pi3X", "")
+    ),
+    Claim("2D half and 3D half, or added?", "halves", Cell("half and half", ""), Cell("added", "")),
+    Claim(
+        "PRoPE on the 2D half as well?",
+        "halves",
+        Cell("half and half, PRoPE on the 2D half", ""),
+        Cell("half and half", ""),
+    ),
+    Claim(
+        "Uniform or diverse frames?",
+        "sampling",
+        Cell("pose-farthest, consecutive", ""),
+        Cell("uniform, consecutive", ""),
+    ),
 ]
 
 
