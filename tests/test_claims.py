@@ -16,7 +16,7 @@ import scipy.stats
 from commands.studies.document import Cell
 from commands.studies.study_file import OWN
 from datamodules import PanelFreeTurn, PanelRooms, PanelTurn
-from docs import licenses
+from docs import findings, licenses
 from docs.scores import QUESTIONS, SCORES, document_of, filled, judged
 from zoo.backbones.base import loaders
 
@@ -76,6 +76,21 @@ def test_what_the_questions_call_shown_or_equal_is_so_in_one_family() -> None:
         assert "unknown" not in sure or "unknown" in found.get(question, {"unknown"}), question
     shown = sum(word == "shown" for *_, word in judged())
     assert 5 < shown < sum((own.p or 1) < 0.05 for _, own, _ in judged())
+
+
+def test_the_three_findings_of_the_questions_hold() -> None:
+    """Models that are told cameras follow them and the pixel, and others do not. The figures draw the same numbers."""
+    found = findings.responses()
+    for setting in ("PRoPE", "GTA"):
+        moved, turned, empty = (found[setting][change].value for change in findings.CHANGES)
+        assert min(moved, turned) > 0.9 and abs(empty) < 0.05
+    for setting in ("pose index", "images alone"):
+        assert all(abs(own.value) < 0.1 for own in found[setting].values())
+    scores, rules = findings.scores()
+    halves = rules["oracle: poses, which half of each view"]
+    assert 0.95 < halves < statistics.mean(scores["PRoPE"]) < halves + 0.02
+    small, large = findings.costs().values()
+    assert -0.05 < small.low < small.high < 0 and large.value < -0.05
 
 
 def test_the_task_of_panels_needs_images_and_cameras() -> None:
