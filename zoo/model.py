@@ -210,8 +210,6 @@ class SpatialVLM(Configurable, nn.Module):
         # 5. Weights. An untrained fusion makes the whole model untrained.
         self.has_released_fusion = self.fusion is not None and self.loader.load_fusion(self.fusion)
         is_fused = self.fusion is None or self.has_released_fusion
-        has_new_part = any(each.is_part_of_answers for each in named.values())
-        self.is_pretrained = self.loader.is_whole and is_fused and not has_new_part
         if lora is not None:
             lora.apply(self.backbone.decoder, self.backbone.lora_targets)
             self.backbone.lm_head.requires_grad_(False)
@@ -239,6 +237,9 @@ class SpatialVLM(Configurable, nn.Module):
         for objective in named.values():
             objective.check_camera_parts(camera_parts)
             objective.bind(width, num_layers)
+        new = [each for each in named.values() if not self.loader.load_objective(each)]
+        has_new_part = any(each.is_part_of_answers for each in new)
+        self.is_pretrained = self.loader.is_whole and is_fused and not has_new_part
         self.objectives = nn.ModuleDict(named).to(self.backbone.device)  # type: ignore[assignment]
         self.loaded_names: frozenset[str] = frozenset()
         self.data_config: dict[str, Any] = {}

@@ -166,6 +166,7 @@ class BackboneLoader(Configurable, ABC):
         released_path: Folder or hub id of the released weights. None for random weights.
         layout: Names under which the released files keep a geometry encoder and a fusion. Empty without them.
         released_fusions: Classes of fusions that may have been released with the weights, the usual one first.
+        released_objectives: Classes of objectives whose heads and tokens may have been released with the weights.
         config_keys: Keys of a release's config.json that describe other parts than the backbone.
         known_configs: Sizes in the config.json of released models, for plans without a download: by the name of the
             release, the name of its backbone's release and what the config.json adds to it.
@@ -180,6 +181,7 @@ class BackboneLoader(Configurable, ABC):
     released_path: str | None = None
     layout: Layout = {}
     released_fusions: ClassVar[tuple[type[nn.Module], ...]] = ()
+    released_objectives: ClassVar[tuple[type[nn.Module], ...]] = ()
     config_keys: ClassVar[tuple[str, ...]] = ()
     known_configs: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
     licensed: ClassVar[License | None] = None
@@ -226,6 +228,10 @@ class BackboneLoader(Configurable, ABC):
 
     def load_fusion(self, fusion: nn.Module) -> bool:
         """Load the fusion's weights if they were released with the backbone, and return whether they were."""
+        return False
+
+    def load_objective(self, objective: nn.Module) -> bool:
+        """Load an objective's head and token if they were released with the backbone, and return whether they were."""
         return False
 
     @property

@@ -122,7 +122,7 @@ def names_of(model: SpatialVLM) -> NameTable:
 def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     """Return the tensors of a released model by official names, without a tied lm_head.
 
-    Heads of objectives are left out, because answers do not need them.
+    Heads of objectives are left out, because answers do not need them. Those that were released with the model stay.
 
     Raises:
         InputError: The model has weights that no official model has.
@@ -137,12 +137,13 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     state = {
         name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
     }
-    if not any(each.has_token(training=False) for each in model.objectives.values()):
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("objectives.")}
+    layout = official_layout(model) or {}
+    with_token = (f"objectives.{name}." for name, each in model.objectives.items() if each.has_token(training=False))
+    read = (*layout.values(), *with_token)
+    state = {name: each for name, each in state.items() if not name.startswith("objectives.") or name.startswith(read)}
     config: Any = model.backbone.vlm.config
     if config.tie_word_embeddings:
         del state[VLM + LM_HEAD]
-    layout = official_layout(model) or {}
     if beyond := [name for name in state if not name.startswith((VLM, *layout.values()))]:
         parts = ", ".join(unofficial_fusion(model))
         known = " or ".join(dict.fromkeys(fusion.__name__ for kind in loaders() for fusion in kind.released_fusions))
@@ -237,7 +238,11 @@ def unofficial_fusion(model: SpatialVLM) -> list[str]:
 
 def unofficial_parts(model: SpatialVLM) -> list[str]:
     """Return the parts and settings of a model that no official layout has."""
-    of_answers = [each for each in model.objectives.values() if each.is_part_of_answers]
+    release = release_of(model)
+    released = () if release is None else release.released_objectives
+    of_answers = [
+        each for each in model.objectives.values() if each.is_part_of_answers and not isinstance(each, released)
+    ]
     parts = (model.camera_encoding, model.view_mixer, model.output_gate, *of_answers)
     found = [type(part).__name__ for part in parts if part is not None] + unofficial_fusion(model)
     if complete_config(model.time_index) != complete_config(model.backbone.default_time_index()):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -156,15 +156,15 @@ def normalize_colors(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 * 2 - 1
 
 
-def grid_in_patches(pictures: Tensor, side: int) -> Grid:
-    """Return (t, h, w) of pictures of one size, in units of which 2 x 2 make a visual token.
+def grid_in_patches(pictures: Tensor, rows: int, columns: int) -> Grid:
+    """Return (t, h, w) of pictures with this grid of tokens, in units of which 2 x 2 make a visual token.
 
     Raises:
         InputError: The picture is so narrow that the published rule keeps none of it.
     """
-    height, width = pictures.shape[-2:]
-    rows, columns = cambrian_grid(width, height, side)
     if not rows or not columns:
+        height, width = pictures.shape[-2:]
+        side = max(rows, columns)
         raise InputError(f"a picture of {width} x {height} pixels is too narrow for {side} x {side} tokens: crop it")
     return len(pictures), rows * SPATIAL_MERGE_SIZE, columns * SPATIAL_MERGE_SIZE
 
@@ -178,14 +178,24 @@ class CambrianPreprocessor(QwenVLPreprocessor):
         token_side: Tokens per side of a square.
     """
 
+    title: ClassVar[str] = "Cambrian-S"
+
     def __init__(self, processor: Any, side: int, token_side: int) -> None:
         super().__init__(processor)
         self.side, self.token_side = side, token_side
 
     def cut_patches(self, frames: UInt8[Tensor, "T 3 H W"]) -> tuple[UInt8[Tensor, "t pixels"], Int[Tensor, " 3"]]:
         pictures = frames[::TEMPORAL_PATCH_SIZE]
-        grid = grid_in_patches(pictures, self.token_side)
-        return square_pictures(pictures, self.side), torch.tensor(grid)
+        height, width = pictures.shape[-2:]
+        return self.make_square(pictures), torch.tensor(grid_in_patches(pictures, *self.token_grid(height, width)))
+
+    def make_square(self, pictures: UInt8[Tensor, "N 3 H W"]) -> UInt8[Tensor, "N pixels"]:
+        """Return the vision encoder's pictures, in a row each."""
+        return square_pictures(pictures, self.side)
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of tokens of a picture."""
+        return cambrian_grid(width, height, self.token_side)
 
     def shown_window(self, height: int, width: int) -> Window:
         """See `Preprocessor`. The window is in pixels of which `token_side` are one of the image."""
@@ -206,7 +216,7 @@ class CambrianPreprocessor(QwenVLPreprocessor):
             InputError: The chat shows a video as such.
         """
         if any({"type": "video"} in message["content"] for message in messages if message["role"] == "user"):
-            raise InputError("Cambrian-S sees each frame as an image: set --data.frames_as image")
+            raise InputError(f"{self.title} sees each frame as an image: set --data.frames_as image")
         return super().prompt(messages)
 
     def save_pretrained(self, folder: str) -> None:
@@ -266,6 +276,7 @@ class CambrianBackbone(Backbone):
         stop_tokens: Token ids that end an answer, in addition to the config's.
     """
 
+    preprocessor_class: ClassVar[type[CambrianPreprocessor]] = CambrianPreprocessor
     hooked_classes = {Qwen2Attention: CambrianAttention, Qwen2DecoderLayer: CambrianLayer}
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     tokens_per_second = 1  # of a time that no position depends on
@@ -284,7 +295,7 @@ class CambrianBackbone(Backbone):
         stops = [*([own] if isinstance(own, int) else own or ()), *stop_tokens]
         if processor is not None:
             side = config.vision_config.image_size
-            self.preprocessor = CambrianPreprocessor(processor, side, token_side(config, "miv_token_len"))
+            self.preprocessor = self.preprocessor_class(processor, side, token_side(config, "miv_token_len"))
             video, image = processor.video_token_id, processor.image_token_id
             stops.append(processor.tokenizer.eos_token_id)
         self.placeholders = Placeholders(video, image, None)
@@ -413,7 +424,7 @@ class TinyCambrianS(BackboneLoader):
         super().__init__(attn_implementation, dtype)
         self.seed, ids = resolve_seed(seed), tiny_tokenizer().convert_tokens_to_ids
         settings = dict(
-            model_type=PretrainedCambrianS.family,
+            model_type=self.release.family,
             vocab_size=len(tiny_tokenizer()),
             hidden_size=hidden_size,
             intermediate_size=2 * hidden_size,
@@ -439,14 +450,19 @@ class TinyCambrianS(BackboneLoader):
                 initializer_range=INITIALIZER_RANGE,
             ),
         )
-        self.config = PretrainedCambrianS.read_config(settings)
+        self.config = self.release.read_config(settings)
         self.config._attn_implementation = self.model_attention
+
+    @property
+    def release(self) -> type[PretrainedCambrianS]:
+        """The class of released weights of this kind."""
+        return PretrainedCambrianS
 
     def load(self) -> CambrianBackbone:
         with local_torch_dtype(self.dtype), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = LlavaNextForConditionalGeneration(self.config).train()
-        return CambrianBackbone(model, CambrianProcessor.of(tiny_tokenizer()), self.attn_implementation)
+        return self.release.backbone_class(model, CambrianProcessor.of(tiny_tokenizer()), self.attn_implementation)
 
 
 class CambrianS(VideoQATask):
@@ -485,6 +501,7 @@ class PretrainedCambrianS(PretrainedBackbone):
         "`nyu-visionx/Cambrian-S-7B`, `-7B-LFP`, `-3B`, `-1.5B`, `-0.5B`",
         "unknown (their files were not seen; the code is Apache-2.0). Made of SigLIP2-so400m and Qwen2.5-Instruct",
     )
+    fixed: ClassVar[Mapping[str, tuple[Any, ...]]] = FIXED
     renamed = {
         VISION: "model.vision_tower.",
         "model.mm_projector.0.": "model.multi_modal_projector.linear_1.",
@@ -514,7 +531,7 @@ class PretrainedCambrianS(PretrainedBackbone):
                 the deleted layer counted, as the zoo writes them.
             source: Where it was read from, for errors.
         """
-        refuse_others(settings, FIXED)
+        refuse_others(settings, cls.fixed)
         own = backbone_settings(settings)
         text = {name: own[name] for name in (*Qwen2Config().to_dict(), "rope_theta", "rope_scaling") if name in own}
         tower = TOWER | dict(settings.get("vision_config") or {})
@@ -541,7 +558,7 @@ class PretrainedCambrianS(PretrainedBackbone):
             **{name: text[name] for name in Qwen2Config().to_dict() if name in text and name not in newer},
             "rope_theta": rope["rope_theta"],
             "tie_word_embeddings": config.tie_word_embeddings,
-            **{name: values[0] for name, values in FIXED.items()},
+            **{name: values[0] for name, values in cls.fixed.items()},
             "miv_token_len": config.miv_token_len,
             "si_token_len": config.si_token_len,
             **({} if tower == TOWER else {"vision_config": tower}),
@@ -621,9 +638,10 @@ class OfficialCambrian(SpatialVLM):
             )
         pictures = medium[None] if is_still else medium
         side = token_side(config, "si_token_len" if is_still else "miv_token_len")
+        height, width = pictures.shape[-2:]
         return PreparedScene(
             pixel_values=square_pictures(pictures, config.vision_config.image_size),
-            grid_thw=grid_in_patches(pictures, side),
+            grid_thw=grid_in_patches(pictures, *cambrian_grid(width, height, side)),
             kind="image",
         )
 
