@@ -1,24 +1,60 @@
-"""Cambrian-P's pose head and camera loss (arXiv 2605.22819), based on VGGT's pose encoding and camera head."""
+"""Cambrian-P (arXiv 2605.22819): Cambrian-S that learns to predict the pose of each frame.
+
+A camera token follows the tokens of each frame. A head like VGGT's camera head reads the decoder's states at these
+tokens and predicts VGGT's pose encodings. The reference is cambrian-mllm/cambrian-p, state b3c15527. The released
+files were not read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from torch import Tensor, nn
 
+from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType, License
+from zoo.backbones.pretrained import EmptyBackbone
 from zoo.cameras.poses import intrinsics_in_pixels, invert_se3, pose_distance
+from zoo.cameras.scene_geometry import Window
+from zoo.checkpoints.from_tensors import load_backbone
 from zoo.errors import InputError, check_choice
 from zoo.geometry.vggt import CameraHead, cameras_to_pose_encoding, pose_encoding_to_cameras
+from zoo.model import SpatialVLM
 from zoo.objectives.base import Decoded, Objective
 from zoo.precision import full_precision, to_float32
+from zoo.published.cambrian_s import (
+    CambrianBackbone,
+    CambrianPreprocessor,
+    OfficialCambrian,
+    PretrainedCambrianS,
+    TinyCambrianS,
+    grid_in_patches,
+    known_settings,
+    square_pictures,
+    token_side,
+)
+from zoo.published.release import refuse_others
 from zoo.scene_encoding import EncodedScene
+from zoo.sequence_builder import SequenceBuilder
+from zoo.sequences.loaded_scene import PreparedScene
+from zoo.tasks.video_qa import VideoQATask
+from zoo.weights.load import Layout, NameTable, ReleasedWeights, Tensors, first_tensor, load_weights, replace_prefix
 
-__all__ = ["PosePrediction"]
+__all__ = [
+    "CambrianP",
+    "PosePrediction",
+    "PretrainedCambrianP",
+    "TinyCambrianP",
+    "load_cambrian_p",
+]
 
 PoseLoss = Literal["l1", "l2"]
+PoseTokens = Literal["always", "training"]
 Rescaled = Literal["target", "prediction"]
 PROJECTOR, HEAD = "projector_list.0.0.", "camera_head."  # prefixes of the official names
 ITERATION_DECAY = 0.6
@@ -178,11 +214,13 @@ class PosePrediction(Objective):
     iterations, in the frame of the first view. The first view has its own token. This is Cambrian-P's loss.
 
     Differences from the published training: `align_scale` applies to all scenes of a run, not only to those without
-    metric scale. A view counts if its camera is known, independent of its depth. Tokens are initialized with a standard
-    deviation of 0.02 instead of 1e-6.
+    metric scale. A view counts if its camera is known, independent of its depth. Scenes without cameras have tokens as
+    well. Tokens are initialized with a standard deviation of 0.02 instead of 1e-6.
 
     Args:
-        kind: See `zoo.objectives.cambrian_p.camera_loss`, also for the options below.
+        token: `always`: the tokens are part of all prompts. `training`: they are part of training prompts alone. It is
+            not known in which way Cambrian-P was evaluated.
+        kind: See `camera_loss`, also for the options below.
         translation_weight: Weight of the translation.
         rotation_weight: Weight of the quaternion.
         focal_weight: Weight of the fields of view.
@@ -214,9 +252,11 @@ class PosePrediction(Objective):
         dim: int = 2048,
         trunk_depth: int = 4,
         causal: bool = False,
+        token: PoseTokens = "always",
         weight: float = 1.0,
     ) -> None:
         super().__init__(weight)
+        check_choice("--model.objectives: PosePrediction.token", token, PoseTokens)
         check_choice("--model.objectives: PosePrediction.kind", kind, PoseLoss)
         check_choice("--model.objectives: PosePrediction.rescale", rescale, Rescaled)
         if dim % NUM_HEADS:
@@ -225,6 +265,7 @@ class PosePrediction(Objective):
         self.weights = (translation_weight, rotation_weight, focal_weight)
         self.uses_lengths = not align_scale
         self.dim, self.trunk_depth, self.causal = dim, trunk_depth, causal
+        self.token_in_training_only = token == "training"
 
     def bind(self, width: int, num_layers: int) -> None:
         """See `Objective`."""
@@ -300,8 +341,8 @@ class PosePrediction(Objective):
         camera get the first camera's pose, so the world is that camera's frame.
         """
         for scene, states in decoded.views(None):
-            if (cameras := scene.target_cameras) is None:
-                continue
+            if (cameras := scene.target_cameras) is None or states.shape[2] == scene.scene.tokens_per_step:
+                continue  # without cameras, or in a prompt without camera tokens
             with full_precision(states.device):
                 predicted = self.head(states[:, :, -1])
             known = cameras.has_camera
@@ -309,3 +350,389 @@ class PosePrediction(Objective):
             last = torch.where(known, number, known.int().argmax()).cummax(0).values
             poses = to_float32(cameras.world_to_camera)[last]
             yield scene, predicted, poses, to_float32(cameras.K_normalized), known
+
+
+# ---- Pictures: squares whose padding stays, or stretched ones --------------------------------------------------------
+
+Squares = Literal["padded", "stretched"]
+
+
+def stretched_pictures(pictures: UInt8[Tensor, "N 3 H W"], side: int) -> UInt8[Tensor, "N pixels"]:
+    """Resize pictures to squares with Pillow's bicubic filter, whatever their shape."""
+    images = (Image.fromarray(each.permute(1, 2, 0).numpy()) for each in pictures.cpu())
+    resized = [np.array(image.resize((side, side), Image.Resampling.BICUBIC)) for image in images]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).flatten(1)
+
+
+SQUARES = {"padded": square_pictures, "stretched": stretched_pictures}
+
+
+class CambrianPPreprocessor(CambrianPreprocessor):
+    """Each frame becomes a square of which all tokens are kept.
+
+    Attributes:
+        squares: `padded`: with gray margins. `stretched`: without.
+    """
+
+    title = "Cambrian-P"
+    squares: Squares = "padded"
+
+    def make_square(self, pictures: UInt8[Tensor, "N 3 H W"]) -> UInt8[Tensor, "N pixels"]:
+        return SQUARES[self.squares](pictures, self.side)
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        return self.token_side, self.token_side
+
+    def shown_window(self, height: int, width: int) -> Window:
+        """See `Preprocessor`. The margins are outside of the image."""
+        if self.squares == "stretched":
+            return Window(height, width, 0, 0, height, width)
+        longer = max(height, width)
+        return Window(height, width, -((longer - height) // 2), -((longer - width) // 2), longer, longer)
+
+
+class CambrianPBackbone(CambrianBackbone):
+    """Cambrian-S's backbone, for frames whose margins are kept."""
+
+    preprocessor_class = CambrianPPreprocessor
+
+
+# ---- The model -------------------------------------------------------------------------------------------------------
+
+
+class TinyCambrianP(TinyCambrianS):
+    """A tiny Cambrian-P with random weights. See `TinyCambrianS` for the other options.
+
+    Args:
+        squares: How frames become squares, see `PretrainedCambrianP`.
+        options: Options of `TinyCambrianS`.
+    """
+
+    def __init__(self, squares: Squares = "padded", **options: Any) -> None:
+        super().__init__(**options)
+        check_choice("--model.backbone.squares", squares, Squares)
+        self.squares: Squares = squares
+
+    @property
+    def release(self) -> type[PretrainedCambrianS]:
+        return PretrainedCambrianP
+
+    def load(self) -> CambrianBackbone:
+        return with_squares(super().load(), self.squares)
+
+
+def with_squares(backbone: CambrianBackbone, squares: Squares) -> CambrianBackbone:
+    """Return a backbone whose preprocessor, if it has one, makes squares in this way."""
+    if hasattr(backbone, "preprocessor"):
+        backbone.preprocessor.squares = squares
+    return backbone
+
+
+class CambrianP(VideoQATask):
+    """Cambrian-P (arXiv 2605.22819): a Cambrian-S with a camera token per frame, from which it predicts poses.
+
+    cambrian_p.yaml shows each frame as an image, as published.
+
+    Args:
+        backbone: The video-language model. The default is tiny and randomly initialized.
+        objectives: The training losses. The default adds `PosePrediction`, which is small for the tiny backbone.
+        parts: The other arguments of `VideoQATask`.
+    """
+
+    def __init__(
+        self, backbone: BackboneLoader | None = None, objectives: list[Objective] | None = None, **parts: Any
+    ) -> None:
+        if objectives is None:
+            objectives = [PosePrediction(dim=64, trunk_depth=2) if backbone is None else PosePrediction()]
+        super().__init__(backbone=backbone or TinyCambrianP(), objectives=objectives, **parts)
+
+
+# ---- The published folders -------------------------------------------------------------------------------------------
+
+OWN = "objectives.PosePrediction."  # prefix of the head and the tokens in a `SpatialVLM`
+REC = "model.rec_head."
+LAYOUT: Layout = {
+    f"{REC}camera_tokens": f"{OWN}token",
+    f"{REC}{PROJECTOR}": f"{OWN}head.projector.",
+    f"{REC}{HEAD}": f"{OWN}head.{HEAD}",
+}
+VISION = "model.vision_tower.vision_tower.vision_model."
+FIXED: dict[str, tuple[Any, ...]] = {  # settings of the published code, as released
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_vision_select_layer": (-2,),
+    "mm_newline_position": ("grid",),
+    "mm_spatial_pool_mode": ("bilinear",),
+    "mm_use_im_start_end": (False,),
+}
+POSE_FIXED: dict[str, tuple[Any, ...]] = {  # settings of the pose head
+    "use_camera_tokens": (True,),
+    "camera_tokens_mode": ("camera_tokens",),
+    "camera_tokens_place": ("append_to_frame",),
+    "token_num": (2,),
+    "rec_projector_type": ("mlp1x_gelu",),
+    "enable_camera": (True,),
+    "enable_point": (False,),
+    "enable_depth": (False,),
+}
+POSE_SETTINGS = ("load_rec_model", "rec_embed_dim", "rec_camera_trunk_depth", "rec_camera_causal_attn")
+RENAMED = {"mm_img_tok_num": "miv_token_len"}  # number of tokens of a frame, as Cambrian-S calls it
+
+
+class PretrainedCambrianP(PretrainedCambrianS):
+    """Released weights of Cambrian-P, or of Cambrian-S, from which Cambrian-P was trained.
+
+    The pose head and the camera tokens are read if `PosePrediction` is among the objectives. Without it, and with
+    `token: training`, frames have no camera tokens in tests, as in the published evaluation by its code.
+
+    Args:
+        path: A hub id (`nyu-visionx/Cambrian-P-7B`) or a local folder with config, safetensors and tokenizer.
+        squares: How frames become squares. `padded`: with gray margins, as in the published evaluation. `stretched`: as
+            in the published training.
+        attn_implementation: The attention backend of transformers.
+        dtype: Dtype of the weights.
+    """
+
+    title = backbone_title = "Cambrian-P"
+    family, released, architecture = "llava_qwen", "nyu-visionx/Cambrian-P-7B", "LlavaQwenForCausalLM"
+    backbone_class = CambrianPBackbone
+    licensed = License(
+        "`nyu-visionx/Cambrian-P-7B`, `-32f`, `-Mix-MA`, `-Mix-3R`, `-Mix-CamS`",
+        "unknown (their files were not seen; the code is Apache-2.0, with parts of VGGT under its license). Made of "
+        "Cambrian-S-7B",
+    )
+    fixed = FIXED
+    renamed = {**PretrainedCambrianS.renamed, VISION: "model.vision_tower."}
+    skip = (REC,)
+    released_objectives = (PosePrediction,)
+    config_keys = (*POSE_SETTINGS, *POSE_FIXED)
+    known_configs = {
+        "Cambrian-P-7B": (
+            "",
+            {
+                **known_settings("7B"),
+                "model_type": "llava_qwen",
+                "mm_img_tok_num": 64,
+                "load_rec_model": True,
+                "rec_embed_dim": 2048,
+                "rec_camera_trunk_depth": 4,
+                "camera_tokens_place": "append_to_frame",
+            },
+        )
+    }
+
+    def __init__(
+        self,
+        path: str = released,
+        squares: Squares = "padded",
+        attn_implementation: AttentionImplementation = "sdpa",
+        dtype: DType = "bfloat16",
+    ):
+        super().__init__(path, attn_implementation, dtype)
+        check_choice("--model.backbone.squares", squares, Squares)
+        self.squares: Squares = squares
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any], names: Any = ()) -> bool:
+        """See `BackboneLoader`. Other models of this family have no fixed number of tokens per frame."""
+        return config.get("model_type") == cls.family and "mm_img_tok_num" in config
+
+    @classmethod
+    def read_config(cls, settings: Mapping[str, Any], source: str = "the config") -> Any:
+        """See `PretrainedCambrianS`."""
+        return super().read_config({RENAMED.get(name, name): value for name, value in settings.items()}, source)
+
+    @classmethod
+    def written_config(cls, config: Any) -> dict[str, Any]:
+        written = super().written_config(config)
+        del written["si_token_len"]
+        official = {ours: theirs for theirs, ours in RENAMED.items()}
+        return {official.get(name, name): value for name, value in written.items()}
+
+    @classmethod
+    def released_parts(cls, path: str) -> dict[str, Any]:
+        loader = cls(path)
+        return {"backbone": loader, **({"objectives": [pose_prediction(loader.settings)]} if loader.has_head else {})}
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the folder has a pose head."""
+        if self.lacks_folder:
+            return bool(self.settings.get("load_rec_model"))
+        return any(name.startswith(REC) for name in self.tensors)
+
+    def load(self) -> CambrianBackbone:
+        return with_squares(super().load(), self.squares)
+
+    def load_objective(self, objective: nn.Module) -> bool:
+        """Load the pose head and the camera tokens."""
+        if not isinstance(objective, PosePrediction) or not self.has_head:
+            return False
+        refuse_others(self.settings, POSE_FIXED)
+        if not self.lacks_folder:
+            load_pose_prediction(objective, self.tensors)
+        return True
+
+    @classmethod
+    def layout_of(cls, model: SpatialVLM) -> Layout | None:
+        plain = super().layout_of(model)
+        has_head = any(isinstance(each, PosePrediction) for each in model.objectives.values())
+        return LAYOUT if plain is not None and has_head else plain
+
+    @classmethod
+    def whole_config(cls, model: SpatialVLM, stock: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+        for own in model.objectives.values():
+            if isinstance(own, PosePrediction):
+                sizes = zip(POSE_SETTINGS, (True, own.dim, own.trunk_depth, own.causal), strict=True)
+                kept = {name: source[name] for name in cls.config_keys if name in source}
+                return stock | {name: values[0] for name, values in POSE_FIXED.items()} | kept | dict(sizes)
+        return stock
+
+
+def pose_prediction(settings: Mapping[str, Any]) -> PosePrediction:
+    """Return the objective with the sizes of the head that a config.json states."""
+    return PosePrediction(
+        dim=settings.get("rec_embed_dim", 2048),
+        trunk_depth=settings.get("rec_camera_trunk_depth", 4),
+        causal=settings.get("rec_camera_causal_attn", False),
+    )
+
+
+def load_pose_prediction(objective: PosePrediction, tensors: Tensors) -> None:
+    """Load the head and the camera tokens.
+
+    Args:
+        objective: The objective, bound to the decoder.
+        tensors: Tensors by official names. Others than those of the head are ignored.
+
+    Raises:
+        InputError: Tensors are missing, unexpected or of another shape.
+    """
+    own = {theirs: ours.removeprefix(OWN) for theirs, ours in LAYOUT.items()}
+    official = {ours: theirs for theirs, ours in own.items()}
+    names = NameTable(lambda name: (replace_prefix(name, own),), lambda name: replace_prefix(name, official))
+    load_weights(objective, ReleasedWeights(tensors, "pose head", names, lambda name: not name.startswith(REC)))
+
+
+# ---- For outside checks: sequences of the published code -------------------------------------------------------------
+
+
+class States(NamedTuple):
+    """What the decoder makes of a sequence.
+
+    Attributes:
+        logits: Logits of all tokens.
+        poses: Pose encodings of the frames after each iteration. None without camera tokens.
+    """
+
+    logits: Float[Tensor, "M vocabulary"]
+    poses: Float[Tensor, "iterations 1 F 9"] | None
+
+
+class OfficialCambrianP(OfficialCambrian):
+    """A Cambrian-P that takes the published code's sequences, see `OfficialCambrian`. It sees no single images.
+
+    Its camera tokens are those of training prompts, so a sequence has them while the model is in training mode.
+    """
+
+    squares: Squares = "padded"
+
+    @property
+    def sequence_builder(self) -> SequenceBuilder:
+        return SequenceBuilder(self.model_spec(training=self.training))
+
+    def inputs_of(self, ids: Tensor, media: Sequence[Tensor], *, camera_tokens: bool = False) -> Tensor:
+        with self._shows(camera_tokens):
+            return super().inputs_of(ids, media)
+
+    def logits_of(self, ids: Tensor, media: Sequence[Tensor], *, camera_tokens: bool = False) -> Tensor:
+        return self.states_of(ids, media, camera_tokens=camera_tokens).logits
+
+    def answer_of(
+        self, ids: Tensor, media: Sequence[Tensor], *, max_new_tokens: int, camera_tokens: bool = False
+    ) -> list[int]:
+        with self._shows(camera_tokens):
+            return super().answer_of(ids, media, max_new_tokens=max_new_tokens)
+
+    def poses_of(
+        self, ids: Int[Tensor, " L"], media: Sequence[UInt8[Tensor, "F 3 _H _W"]]
+    ) -> Float[Tensor, "iterations 1 F 9"]:
+        """Return the pose encodings of the frames after each iteration."""
+        poses = self.states_of(ids, media, camera_tokens=True).poses
+        assert poses is not None
+        return poses
+
+    def states_of(
+        self,
+        ids: Int[Tensor, " L"],
+        media: Sequence[UInt8[Tensor, "F 3 _H _W"]],
+        *,
+        camera_tokens: bool,
+        padded: bool = True,
+    ) -> States:
+        """Return logits and poses of a sequence with one video.
+
+        Args:
+            ids: See `OfficialCambrian`.
+            media: The video.
+            camera_tokens: Whether a camera token follows each frame.
+            padded: Whether frames are padded to squares, or stretched as in the published training.
+        """
+        with self._shows(camera_tokens, "padded" if padded else "stretched"):
+            batch = self._batch(ids, media)
+            assert batch.sequences is not None
+            decoded = self.hidden_states(self.encode_scenes(batch), batch.sequences)
+        logits = self.backbone.lm_head(decoded.last_hidden_state)[0]
+        if not camera_tokens:
+            return States(logits, None)
+        ((_, states),) = decoded.views_of(decoded.last_hidden_state)
+        head: Any = self.objectives["PosePrediction"].head
+        return States(logits, head(states[:, :, -1]))
+
+    @contextmanager
+    def _shows(self, camera_tokens: bool, squares: Squares = "padded") -> Iterator[None]:
+        before = self.training, self.squares
+        self.train(camera_tokens)
+        self.squares = squares
+        try:
+            yield
+        finally:
+            self.train(before[0])
+            self.squares = before[1]
+
+    def _scene(self, medium: Tensor, *, alone: bool) -> PreparedScene:
+        if medium.ndim == 3:
+            raise InputError("Cambrian-P sees videos alone: show a picture as a video of one frame")
+        config = self.backbone.vlm.config
+        side = token_side(config, "miv_token_len")
+        return PreparedScene(
+            pixel_values=SQUARES[self.squares](medium, config.vision_config.image_size),
+            grid_thw=grid_in_patches(medium, side, side),
+            kind="image",
+        )
+
+
+def load_cambrian_p(config: dict[str, Any], state_dict: Tensors) -> OfficialCambrianP:
+    """Return a Cambrian-P with these weights, in their dtype. All parameters are trainable.
+
+    Args:
+        config: Its config.json, with the sizes of another vision encoder than SigLIP2-so400m as `vision_config`.
+        state_dict: Tensors by official names. The vision encoder's may have the names of Cambrian-S. A tied lm_head may
+            be absent or present.
+
+    Raises:
+        InputError: Tensors are missing, unexpected or of another shape, or a setting was not released.
+    """
+    kind = PretrainedCambrianP
+    has_head = bool(config.get("load_rec_model"))
+    objectives: list[Objective] = []
+    if has_head:
+        refuse_others(config, POSE_FIXED)
+        own = pose_prediction(config)
+        own.token_in_training_only = True
+        objectives.append(own)
+    empty = EmptyBackbone(kind, kind.read_config(config), first_tensor(state_dict).dtype)
+    model = OfficialCambrianP(empty, objectives=objectives)
+    load_backbone(kind, model, state_dict, skip=(REC,))
+    if has_head:
+        load_pose_prediction(own, state_dict)
+    return model

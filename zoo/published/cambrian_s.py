@@ -585,13 +585,18 @@ class OfficialCambrian(SpatialVLM):
         self, ids: Int[Tensor, " L"], media: Sequence[UInt8[Tensor, "... 3 _H _W"]], *, camera_tokens: bool = False
     ) -> Float[Tensor, "M D"]:
         """Return the inputs of the decoder."""
-        return self._inputs(ids, media)["inputs_embeds"][0]
+        batch = self._batch(ids, media)
+        assert batch.sequences is not None
+        return self.decoder_inputs(self.encode_scenes(batch), batch.sequences)["inputs_embeds"][0]
 
     def logits_of(
         self, ids: Int[Tensor, " L"], media: Sequence[UInt8[Tensor, "... 3 _H _W"]], *, camera_tokens: bool = False
     ) -> Float[Tensor, "M vocabulary"]:
         """Return the logits of all tokens."""
-        return self.backbone.lm_head(self.backbone.decode(self._inputs(ids, media)).last_hidden_state)[0]
+        batch = self._batch(ids, media)
+        assert batch.sequences is not None
+        decoded = self.hidden_states(self.encode_scenes(batch), batch.sequences)
+        return self.backbone.lm_head(decoded.last_hidden_state)[0]
 
     @torch.no_grad()
     def answer_of(
@@ -612,18 +617,18 @@ class OfficialCambrian(SpatialVLM):
         (reply,) = answer_prompts(self, self.encode_scenes(batch), batch.prompts, max_new_tokens)
         return reply.ids
 
-    def _inputs(self, ids: Tensor, media: Sequence[Tensor]) -> dict[str, Any]:
+    def _batch(self, ids: Tensor, media: Sequence[Tensor]) -> Batch:
+        """Return a batch of one sequence."""
         whole, scenes = self._shown(ids, media)
         builder, row = self.sequence_builder, torch.tensor([whole])
         made = builder.build(row, torch.ones_like(row, dtype=torch.bool), scenes, [range(len(scenes))])
-        batch = Batch(scenes, builder.vision(scenes), made).to(self.backbone.device)
-        assert batch.sequences is not None
-        return self.decoder_inputs(self.encode_scenes(batch), batch.sequences)
+        return Batch(scenes, builder.vision(scenes), made).to(self.backbone.device)
 
     def _shown(self, ids: Tensor, media: Sequence[Tensor]) -> tuple[list[int], list[PreparedScene]]:
         """Return the ids with one placeholder per visual token, and the videos and images."""
         scenes = [self._scene(each, alone=len(media) == 1) for each in media]
-        lengths, whole = [scene.num_tokens(self.extra_tokens) for scene in scenes], list[int]()
+        extra = self.sequence_builder.spec.extra_tokens
+        lengths, whole = [scene.num_tokens(extra) for scene in scenes], list[int]()
         for number in ids.flatten().tolist():
             is_medium = number == PUBLISHED_ID
             whole += [self.backbone.placeholders.image] * lengths.pop(0) if is_medium else [number]
