@@ -1,4 +1,7 @@
-"""Hash weights of the Cambrian cases: those of ../weights.py, with larger text embeddings, so that answers vary."""
+"""Hash weights of the Cambrian cases: those of ../weights.py, with larger text embeddings, so that answers vary.
+
+Camera tokens are larger as well, and the fields of view stay above 0.
+"""
 
 import torch
 
@@ -7,6 +10,12 @@ from tests.golden.weights import init_
 
 @torch.no_grad()
 def init_cambrian_(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """`*embed_tokens.weight`: ten times `init_`; all else by `init_`."""
+    """By `init_`; embeddings of text times ten, camera tokens times five, and 0.8 added to the start's fields of view."""
     init_(name, tensor)
-    return tensor.mul_(10) if name.endswith("embed_tokens.weight") else tensor
+    if name.endswith("embed_tokens.weight"):
+        tensor.mul_(10)
+    elif name.endswith("camera_tokens"):
+        tensor.mul_(5)
+    elif name.endswith("empty_pose_tokens"):
+        tensor[..., -2:].add_(0.8)
+    return tensor

@@ -18,6 +18,7 @@ from tests.zoo.released import GOLDEN
 from zoo import InputError
 from zoo.checkpoints import official_parameters
 from zoo.published.cambrian_p import OfficialCambrianP, camera_loss, load_cambrian_p
+from zoo.published.cambrian_s import PUBLISHED_ID
 from zoo.sequences.packing import IGNORED
 
 HERE = GOLDEN / "cambrian_s"
@@ -67,27 +68,29 @@ def test_inputs_logits_poses_and_answers_are_those_of_the_published_code(name: s
     assert model.answer_of(ids, videos, max_new_tokens=8, camera_tokens=has_tokens) == t["out_generated"].tolist()
 
 
-def expanded(ids: Tensor, labels: Tensor, visual: int) -> Tensor:
-    """Labels of the decoder's sequence: none for the `visual` tokens of the video."""
-    place = int((ids == -200).nonzero())
-    return torch.cat((labels[:place], labels.new_full((visual,), IGNORED), labels[place + 1 :]))
+def expanded(ids: Tensor, labels: Tensor, visual: int, has_answer: bool) -> Tensor:
+    """Labels of the decoder's sequence: none for the `visual` tokens, and without an answer none behind them."""
+    place = int((ids == PUBLISHED_ID).nonzero())
+    behind = labels[place + 1 :]
+    behind = behind if has_answer else torch.full_like(behind, IGNORED)
+    return torch.cat((labels[:place], labels.new_full((visual,), IGNORED), behind))
 
 
 @pytest.mark.parametrize("name", TRAIN)
 def test_losses_and_gradients_are_those_of_the_published_training(name: str) -> None:
     """Frames are stretched. Samples without poses have no camera tokens. The pose has the weight 0.2 * 5."""
     meta, t = load_case(f"pose_train/{name}")
-    model, has_poses = built(meta), meta["bp_rec"]
-    logits, labels, poses = [], [], []
-    for row, (video, has_pose) in enumerate(zip(videos_of(meta), has_poses, strict=True)):
+    model, logits, labels, poses = built(meta), list[Tensor](), list[Tensor](), list[Tensor]()
+    samples = zip(videos_of(meta), meta["bp_rec"], meta["bp_vqa"], strict=True)
+    for row, (video, has_pose, has_answer) in enumerate(samples):
         length = int(t["attention_mask"][row].sum())
         ids = t["input_ids"][row, :length]
         states = model.states_of(ids, [video], camera_tokens=has_pose, padded=False)
         own = len(states.logits)
         torch.testing.assert_close(states.logits, t["out_logits"][row, :own], atol=4e-5, rtol=0)
         logits.append(states.logits[:-1])
-        labels.append(expanded(ids, t["labels"][row, :length], own - length + 1)[1:])
-        poses += [states.poses] if has_pose else []
+        labels.append(expanded(ids, t["labels"][row, :length], own - length + 1, has_answer)[1:])
+        poses += [] if states.poses is None else [states.poses]
     text = F.cross_entropy(torch.cat(logits), torch.cat(labels), ignore_index=IGNORED)
     torch.testing.assert_close(text[None], t["out_text_loss"], atol=1e-5 * float(text.detach()), rtol=0)
     loss = text

@@ -205,8 +205,13 @@ def _as_in(source: Path, model: SpatialVLM, dtype: torch.dtype | None) -> dict[s
 
 def release_of(model: SpatialVLM) -> type[PretrainedBackbone] | None:
     """Return the class of released models with this backbone and fusion, or None. The model's loader comes first."""
+    return next((kind for kind in _kinds(model) if kind.layout_of(model) is not None), None)
+
+
+def _kinds(model: SpatialVLM) -> list[type[PretrainedBackbone]]:
+    """Return the classes of released models, those of the model's own backbone before those of its parents."""
     known = [kind for kind in (type(model.loader), *loaders()) if issubclass(kind, PretrainedBackbone)]
-    return next((kind for kind in known if kind.layout_of(model) is not None), None)
+    return sorted(known, key=lambda kind: kind.backbone_class is not type(model.backbone))
 
 
 def family_of(model: SpatialVLM) -> type[PretrainedBackbone]:
@@ -215,8 +220,7 @@ def family_of(model: SpatialVLM) -> type[PretrainedBackbone]:
     Raises:
         InputError: No family was released with it.
     """
-    known = (kind for kind in loaders() if issubclass(kind, PretrainedBackbone))
-    found = next((kind for kind in known if isinstance(model.backbone, kind.backbone_class)), None)
+    found = next((kind for kind in _kinds(model) if isinstance(model.backbone, kind.backbone_class)), None)
     if found is None:
         raise InputError(f"a {type(model.backbone).__name__} has no official layout: export with --layout zoo")
     return found

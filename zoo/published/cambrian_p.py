@@ -465,7 +465,6 @@ FIXED: dict[str, tuple[Any, ...]] = {  # settings of the published code, as rele
     "mm_use_im_start_end": (False,),
 }
 POSE_FIXED: dict[str, tuple[Any, ...]] = {  # settings of the pose head
-    "use_camera_tokens": (True,),
     "camera_tokens_mode": ("camera_tokens",),
     "camera_tokens_place": ("append_to_frame",),
     "token_num": (2,),
@@ -474,7 +473,7 @@ POSE_FIXED: dict[str, tuple[Any, ...]] = {  # settings of the pose head
     "enable_point": (False,),
     "enable_depth": (False,),
 }
-POSE_SETTINGS = ("load_rec_model", "rec_embed_dim", "rec_camera_trunk_depth", "rec_camera_causal_attn")
+POSE_SETTINGS = ("load_rec_model", "use_camera_tokens", "rec_embed_dim", "rec_camera_trunk_depth", "rec_camera_causal_attn")
 RENAMED = {"mm_img_tok_num": "miv_token_len"}  # number of tokens of a frame, as Cambrian-S calls it
 
 
@@ -582,7 +581,7 @@ class PretrainedCambrianP(PretrainedCambrianS):
     def whole_config(cls, model: SpatialVLM, stock: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
         for own in model.objectives.values():
             if isinstance(own, PosePrediction):
-                sizes = zip(POSE_SETTINGS, (True, own.dim, own.trunk_depth, own.causal), strict=True)
+                sizes = zip(POSE_SETTINGS, (True, True, own.dim, own.trunk_depth, own.causal), strict=True)
                 kept = {name: source[name] for name in cls.config_keys if name in source}
                 return stock | {name: values[0] for name, values in POSE_FIXED.items()} | kept | dict(sizes)
         return stock
