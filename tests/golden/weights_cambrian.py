@@ -10,7 +10,7 @@ from tests.golden.weights import init_
 
 @torch.no_grad()
 def init_cambrian_(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """By `init_`; embeddings of text times ten, camera tokens times five, and 0.8 added to the start's fields of view."""
+    """By `init_`; text embeddings times ten, camera tokens times five, 0.8 added to the start's fields of view."""
     init_(name, tensor)
     if name.endswith("embed_tokens.weight"):
         tensor.mul_(10)

@@ -256,7 +256,6 @@ class PosePrediction(Objective):
         weight: float = 1.0,
     ) -> None:
         super().__init__(weight)
-        check_choice("--model.objectives: PosePrediction.token", token, PoseTokens)
         check_choice("--model.objectives: PosePrediction.kind", kind, PoseLoss)
         check_choice("--model.objectives: PosePrediction.rescale", rescale, Rescaled)
         if dim % NUM_HEADS:
@@ -410,7 +409,6 @@ class TinyCambrianP(TinyCambrianS):
 
     def __init__(self, squares: Squares = "padded", **options: Any) -> None:
         super().__init__(**options)
-        check_choice("--model.backbone.squares", squares, Squares)
         self.squares: Squares = squares
 
     @property
@@ -423,8 +421,8 @@ class TinyCambrianP(TinyCambrianS):
 
 def with_squares(backbone: CambrianBackbone, squares: Squares) -> CambrianBackbone:
     """Return a backbone whose preprocessor, if it has one, makes squares in this way."""
-    if hasattr(backbone, "preprocessor"):
-        backbone.preprocessor.squares = squares
+    if isinstance(own := getattr(backbone, "preprocessor", None), CambrianPPreprocessor):
+        own.squares = squares
     return backbone
 
 
@@ -473,7 +471,13 @@ POSE_FIXED: dict[str, tuple[Any, ...]] = {  # settings of the pose head
     "enable_point": (False,),
     "enable_depth": (False,),
 }
-POSE_SETTINGS = ("load_rec_model", "use_camera_tokens", "rec_embed_dim", "rec_camera_trunk_depth", "rec_camera_causal_attn")
+POSE_SETTINGS = (
+    "load_rec_model",
+    "use_camera_tokens",
+    "rec_embed_dim",
+    "rec_camera_trunk_depth",
+    "rec_camera_causal_attn",
+)
 RENAMED = {"mm_img_tok_num": "miv_token_len"}  # number of tokens of a frame, as Cambrian-S calls it
 
 
@@ -527,7 +531,6 @@ class PretrainedCambrianP(PretrainedCambrianS):
         dtype: DType = "bfloat16",
     ):
         super().__init__(path, attn_implementation, dtype)
-        check_choice("--model.backbone.squares", squares, Squares)
         self.squares: Squares = squares
 
     @classmethod
@@ -579,6 +582,9 @@ class PretrainedCambrianP(PretrainedCambrianS):
 
     @classmethod
     def whole_config(cls, model: SpatialVLM, stock: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+        if "mm_img_tok_num" not in stock:  # a Cambrian-S, of which it was made
+            headings = {name: stock[name] for name in ("model_type", "architectures")}
+            stock = cls.written_config(model.backbone.vlm.config) | headings
         for own in model.objectives.values():
             if isinstance(own, PosePrediction):
                 sizes = zip(POSE_SETTINGS, (True, True, own.dim, own.trunk_depth, own.causal), strict=True)
@@ -588,8 +594,12 @@ class PretrainedCambrianP(PretrainedCambrianS):
 
 
 def pose_prediction(settings: Mapping[str, Any]) -> PosePrediction:
-    """Return the objective with the sizes of the head that a config.json states."""
+    """Return the objective with the sizes and the loss that a config.json states."""
     return PosePrediction(
+        kind=settings.get("rec_camera_loss_type", "l1"),
+        align_scale=settings.get("use_scale_alignment", False),
+        rescale="prediction" if settings.get("rescale_pred_not_gt") else "target",
+        balance=settings.get("use_trajectory_balance", False),
         dim=settings.get("rec_embed_dim", 2048),
         trunk_depth=settings.get("rec_camera_trunk_depth", 4),
         causal=settings.get("rec_camera_causal_attn", False),
