@@ -1,4 +1,4 @@
-"""Runs of cambrian_s.yaml: a LLaVA with one axis of positions trains, is tested, and answers."""
+"""Runs of cambrian_s.yaml and cambrian_p.yaml: LLaVAs with one axis of positions train, are tested, and answer."""
 
 from __future__ import annotations
 
@@ -24,3 +24,20 @@ def test_video_tokens_are_refused(run: Run) -> None:
     with pytest.raises(SystemExit) as end:
         run("fit", *MODEL, "--data.frames_as", "video")
     assert "sees each frame as an image: set --data.frames_as image" in str(end.value.code)
+
+
+@pytest.mark.slow
+def test_poses_are_learned_and_reported_and_a_test_needs_none(run: Run, tmp_path: Path, rooms_root: Path) -> None:
+    """Errors stand beside those of a camera that never moves. A test may leave the camera tokens out."""
+    model = ("--config", "cambrian_p.yaml")
+    run("fit", *model, "--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "1")
+    (log,) = tmp_path.rglob("metrics.csv")
+    first = log.read_text().split("\n")[0]
+    assert {"PosePrediction/rotation_deg", "PosePrediction/unlearned/rotation_deg"} <= {
+        name.removeprefix("val/") for name in first.split(",")
+    }
+    assert "CambrianP" in run("test")
+    token = "[LanguageModeling, {class_path: PosePrediction, init_args: {dim: 64, trunk_depth: 2, token: training}}]"
+    assert "CambrianP" in run("test", "--model.objectives", token)
+    video, question = str(next(rooms_root.glob("*/rooms/test_*.mp4"))), "What is the size of this room?"
+    assert question in run("predict", "--data.video", video, "--data.question", question)

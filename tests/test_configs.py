@@ -51,6 +51,8 @@ PAIRS = {  # each model and each scale once
     ("spa3_vlm.yaml", "spa3_vlm_released.yaml"): "Spa3VLM",
     ("cambrian_s.yaml", "scale_tiny_cambrian_s.yaml"): "CambrianS",
     ("cambrian_s.yaml", "cambrian_s_released.yaml"): "CambrianS",
+    ("cambrian_p.yaml", "scale_tiny_cambrian_p.yaml"): "CambrianP",
+    ("cambrian_p.yaml", "cambrian_p_released.yaml"): "CambrianP",
     ("spatial_stack.yaml", "spatial_stack_released.yaml"): "SpatialStack",
     ("spatial_stack.yaml", "spatial_stack_qwen25_released.yaml"): "SpatialStack",
     ("spatial_stack.yaml", "scale_spatial_stack_4b.yaml"): "SpatialStack",

@@ -35,6 +35,7 @@ def test_any_protocol_is_put_over_a_run(run: Run, tmp_path: Path) -> None:
         lines = file.with_name("predictions.jsonl").read_text().split("\n")[:-1]
         shown[name] = data["frames_as"], str([json.loads(line)["prompt"] for line in lines])
     assert [name for name in PROTOCOLS if shown[name][0] == "image"] == [
+        "cambrian_p",
         "cambrian_s",
         "easi",
         "geothinker",
