@@ -20,7 +20,7 @@ from evaluation.table import markdown_table
 from timings.tables import filled, markdown
 from zoo.encodings import GTA, CaPE, PRoPE
 from zoo.encodings.alibi import PoseALiBi
-from zoo.encodings.base import CameraEncoding, HeadLayout, Symmetries, ViewMixer, ViewSymmetries
+from zoo.encodings.base import CameraEncoding, DecoderLayout, HeadLayout, Symmetries, ViewMixer, ViewSymmetries
 from zoo.encodings.compose import Compose, DeltaNetLayers, HeadSubset, LayerSubset, LearnedStrength
 from zoo.encodings.placements import (
     AlternateAxes,
@@ -36,10 +36,12 @@ from zoo.encodings.placements import (
 from zoo.encodings.prope import RayEncoding
 from zoo.encodings.rayrope import RayRoPE
 from zoo.encodings.rotary import Choice, PointRoPE, PoseAxis, PoseIndex, ValueRoPE
-from zoo.encodings.testing import hybrid_layout
+from zoo.encodings.testing import ONE_AXIS, hybrid_layout
 from zoo.encodings.urope import URoPE
 from zoo.encodings.view_mixers import PoseEmbedding, RayAttention, RayEmbedding, ViewAttention
-from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex
+from zoo.errors import InputError
+from zoo.model_spec import choose_time_index
+from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex, SequentialIndex
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "encodings.md"
 
@@ -200,6 +202,7 @@ def document() -> str:
     view_symmetries = {name: make(32).symmetries for name, make in VIEW_MIXERS.items()}
     sections = {
         "symmetries": table("encoding, placement", symmetries),
+        "symmetries: one axis": one_axis(),
         "symmetries: columns": columns(),
         "symmetries: hybrid decoders": table("encoding, placement", hybrid),
         "commutation errors": commutation_errors(),
@@ -214,6 +217,22 @@ def bound(encoding: CameraEncoding) -> CameraEncoding:
     layout = hybrid_layout()
     encoding.bind_to_decoder(layout, layout.layers)
     return encoding
+
+
+def one_axis() -> str:
+    """Return the names of the encodings that a decoder with one axis of positions takes."""
+    return "; ".join(f"`{name}`" for name, make in COMBINATIONS.items() if fits_one_axis(make()))
+
+
+def fits_one_axis(encoding: CameraEncoding) -> bool:
+    """Return whether a decoder with one axis of positions takes an encoding."""
+    layout = DecoderLayout(128, 2, num_heads=4, num_key_value_heads=2, head=ONE_AXIS)
+    try:
+        encoding.bind_to_decoder(layout, layout.layers)
+        choose_time_index(encoding, None, SequentialIndex())
+    except InputError:
+        return False
+    return True
 
 
 def commutation_errors() -> str:

@@ -57,7 +57,7 @@ class HeadLayout(NamedTuple):
         Raises:
             InputError: Positions have one axis, so RoPE has no sections.
         """
-        if self.axes and not any(self.axes):
+        if self.has_one_axis:
             raise InputError(no_sections(part))
         return self.frequencies(axis)
 
@@ -70,9 +70,20 @@ class HeadLayout(NamedTuple):
         """The number of channels that RoPE rotates. They are the first channels of a head."""
         return 2 * len(self.axes)
 
+    @property
+    def has_one_axis(self) -> bool:
+        """Whether RoPE rotates by one number per token, so that there are no sections."""
+        return bool(self.axes) and not any(self.axes)
+
     def with_axes(self) -> HeadLayout:
-        """Return a layout for rotations besides RoPE's: this one, or without RoPE all pairs with interleaved axes."""
-        return self if self.axes else HeadLayout(self.dim, tuple(number % 3 for number in range(self.dim // 2)))
+        """Return a layout for rotations by three numbers per token: this one, or its pairs with interleaved axes.
+
+        Without RoPE it has all pairs of the head. With one axis it has the pairs that RoPE rotates.
+        """
+        if self.axes and not self.has_one_axis:
+            return self
+        count = len(self.axes) or self.dim // 2
+        return HeadLayout(self.dim, tuple(number % 3 for number in range(count)))
 
 
 def no_sections(part: object) -> str:

@@ -82,7 +82,7 @@ class PointRoPE(CameraEncoding):
     The angles are 2 pi p / lambda for the point p in the frame of the reference view. They are added to RoPE's angles
     on the same pairs of channels: y on mRoPE's H section, x on W, and z, the depth, on T. The wavelengths lambda of a
     section are spaced logarithmically. mRoPE's own frequencies are made for tens of thousands of tokens and would
-    hardly distinguish meters.
+    hardly distinguish meters. If positions have one axis, the pairs take z, y and x in turn.
 
     Logits depend on the difference of two points, so they are invariant to a common translation but not to a rotation.
     Only the reference view makes them invariant to a change of world. Text tokens, and visual tokens without a camera
@@ -202,7 +202,7 @@ class PoseAxis(CameraEncoding):
         Raises:
             InputError: T has fewer frequencies.
         """
-        section = head.with_axes().section(0, self)
+        section = head.section(0, self) or head.with_axes().frequencies(0)
         count = len(section) if self.count is None else self.count
         if count > len(section):
             raise InputError(f"PoseAxis: mRoPE's T section has {len(section)} frequencies, fewer than {count}")

@@ -49,6 +49,7 @@ LAYOUTS = {
     "part of the channels": HYBRID_HEAD,
 }
 HEAD = LAYOUTS["axes in a row"]
+ONE_AXIS = HeadLayout(HEAD_DIM, (0,) * (HEAD_DIM // 2))  # a head of a decoder with positions 0, 1, 2, ..., as a LLaVA's
 
 
 # ---- Random cameras and tokens ---------------------------------------------------------------------------------------
@@ -93,6 +94,11 @@ class Sequence:
         ids = self.ids.clone()
         ids[0, self.index >= 0] = ids[0, self.index >= 0].min()
         return replace(self, ids=ids)
+
+    def in_order(self) -> Sequence:
+        """Number all tokens from the position of the first one, on every axis."""
+        count = torch.arange(self.ids.shape[-1])
+        return replace(self, ids=self.ids[..., :1] + count)
 
     def shifted(self, by: int) -> Sequence:
         """Shift all positions."""
@@ -206,6 +212,7 @@ class Decoder:
             K: Normalized intrinsics.
             unit: Units of the poses per meter, for depth and points.
         """
+        sequence = sequence.in_order() if self.head.has_one_axis else sequence
         encoded, ids = None, sequence.ids
         if self.encoding is not None:
             cameras = sequence.cameras(poses, K, unit)
