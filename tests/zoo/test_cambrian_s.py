@@ -48,17 +48,18 @@ from zoo.published.cambrian_s import (
     OfficialCambrian,
     PretrainedCambrianS,
     TinyCambrianS,
+    best_tiles,
     cambrian_grid,
     cambrian_names,
     cambrian_pixels,
+    without_padding,
 )
 from zoo.sequences.packing import IGNORED
 from zoo.tasks import VideoQATask
 from zoo.weights.load import read_config
 
 HERE = GOLDEN / "cambrian_s"
-TILED = {"one_image_anyres"}  # an image alone is cut into tiles, which the zoo refuses
-CASES = sorted(path.stem for path in (HERE / "model").glob("*.json") if path.stem not in TILED)
+CASES = sorted(path.stem for path in (HERE / "model").glob("*.json"))
 TRAIN = sorted(path.stem for path in (HERE / "train").glob("*.json"))
 SMALL: dict[str, Any] = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 QUESTION = "How many chairs are there?"
@@ -177,19 +178,35 @@ def test_grids_of_pictures_are_those_of_the_published_code() -> None:
             assert rows * (columns + 1) == own["tokens"]
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "tiles", "grid"),
+    [
+        (384, 384, (1, 1), (8, 8)),  # the same square again
+        (500, 300, (1, 2), (8, 14)),
+        (300, 500, (2, 1), (14, 8)),
+        (768, 390, (2, 2), (8, 16)),  # the published rule rounds the second row of tiles away
+        (4000, 3000, (3, 3), (18, 24)),
+    ],
+)
+def test_tiles_of_an_image_keep_most_of_its_pixels(
+    width: int, height: int, tiles: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    """The tokens are those of the overview and of the grid that all tiles make together."""
+    assert best_tiles(width, height, 384, 9) == tiles
+    assert without_padding(width, height, *(8 * each for each in tiles)) == grid
+    picture = synth_video(3, 1, height, width)[0]
+    meta, t = load_case("model/one_image_anyres")
+    with torch.no_grad():
+        inputs = built(meta).inputs_of(t["input_ids"][0], [picture])
+    overview = cambrian_grid(width, height, 8)
+    tokens = sum(rows * (columns + 1) for rows, columns in (overview, grid))
+    assert len(inputs) == t["input_ids"].shape[1] - 1 + tokens
+
+
 def test_a_picture_of_which_no_token_is_left_is_refused() -> None:
     preprocessor = TinyCambrianS().load().preprocessor
     with pytest.raises(InputError, match="10 x 1000 pixels is too narrow for 2 x 2 tokens"):
         preprocessor.cut_patches(torch.zeros(2, 3, 1000, 10, dtype=torch.uint8))
-
-
-def test_an_image_alone_is_refused_because_the_published_code_cuts_it_into_tiles() -> None:
-    meta, t = load_case("model/video_640x480")
-    image, config = torch.zeros(3, 30, 40, dtype=torch.uint8), config_of(meta)
-    for ask in (lambda: built(meta).inputs_of(t["input_ids"][0], [image]), lambda: cambrian_pixels([image], config)):
-        with pytest.raises(InputError, match="image alone"):
-            ask()
-    assert cambrian_pixels([image, image], config).shape == (2, 3, 384, 384)
 
 
 # ---- Prompts ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -69,11 +69,13 @@ __all__ = [
     "load_cambrian_s",
 ]
 
+Tiles = tuple[int, int]  # rows and columns of squares that show an image together
 GRAY = 127  # of the canvas that makes pictures square
 IMAGE_TOKEN = "<|image_pad|>"  # stands for a visual token in prompts; the published code has an id of no token
 IMAGE_TOKEN_ID = 151655  # of Qwen2.5's tokenizer
 PUBLISHED_ID = -200  # marks a video or an image in the published code's sequences
 FRAME_TOKENS, STILL_TOKENS = 64, 729  # of a square frame and of a square image, by default
+TILES = 9  # that show an image, at most, by default
 FRAMES_AS_IMAGES = {"frames_as": "image"}
 TOWER: dict[str, Any] = dict(  # SigLIP2-so400m, which config.json does not describe
     hidden_size=1152,
@@ -126,24 +128,69 @@ CHAT_TEMPLATE = """{%- if messages[0].role != 'system' -%}
 
 
 def cambrian_grid(width: int, height: int, side: int) -> tuple[int, int]:
-    """Return the rows and columns of tokens that a picture keeps of `side` x `side`.
+    """Return the rows and columns of tokens that a picture keeps of `side` x `side`, see `without_padding`."""
+    return without_padding(width, height, side, side)
+
+
+def without_padding(width: int, height: int, rows: int, columns: int) -> tuple[int, int]:
+    """Return the rows and columns of tokens that a picture in the middle of a grid keeps of it.
 
     The rows or columns of its padding are cut off in equal numbers at both ends, rounded as in the published code.
     """
-    if width > height:
-        return side - 2 * ((side - int(height * (side / width))) // 2), side
-    return side, side - 2 * ((side - int(width * (side / height))) // 2)
+    if width / height > columns / rows:
+        return rows - 2 * ((rows - int(height * (columns / width))) // 2), columns
+    return rows, columns - 2 * ((columns - int(width * (rows / height))) // 2)
 
 
 def square_picture(picture: UInt8[Tensor, "3 H W"], side: int) -> UInt8[Tensor, "3 side side"]:
     """Put a picture in the middle of a gray square and resize it with Pillow's bicubic filter."""
-    height, width = picture.shape[-2:]
-    longer = max(height, width)
-    canvas = Image.new("RGB", (longer, longer), (GRAY, GRAY, GRAY))
-    own = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    canvas.paste(own, ((longer - width) // 2, (longer - height) // 2))
+    longer = max(picture.shape[-2:])
+    canvas = on_canvas(Image.fromarray(picture.permute(1, 2, 0).numpy()), longer, longer)
     resized = canvas.resize((side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def on_canvas(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Return an image in the middle of a gray canvas."""
+    canvas = Image.new("RGB", (width, height), (GRAY, GRAY, GRAY))
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return canvas
+
+
+def best_tiles(width: int, height: int, side: int, most: int) -> tuple[int, int]:
+    """Return the rows and columns of square tiles for an image.
+
+    They keep the most pixels of the image, and of these choices they have the smallest margins.
+
+    Args:
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        side: Side of a tile in pixels.
+        most: Largest number of tiles.
+    """
+
+    def quality(tiles: tuple[int, int]) -> tuple[int, int]:
+        rows, columns = tiles
+        scale = min(columns * side / width, rows * side / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, kept - rows * columns * side**2
+
+    choices = ((rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1))
+    return max(choices, key=quality)
+
+
+def cut_tiles(picture: UInt8[Tensor, "3 H W"], side: int, tiles: tuple[int, int]) -> UInt8[Tensor, "tiles pixels"]:
+    """Resize an image to fit on a gray canvas of tiles, and cut them row by row."""
+    (height, width), (rows, columns) = picture.shape[-2:], tiles
+    across, down = columns * side / width, rows * side / height
+    if across < down:
+        size = (columns * side, min(math.ceil(height * across), rows * side))
+    else:
+        size = (min(math.ceil(width * down), columns * side), rows * side)
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
+    canvas = torch.from_numpy(np.array(on_canvas(image, columns * side, rows * side)))
+    cut = canvas.unflatten(1, (columns, side)).unflatten(0, (rows, side))
+    return cut.permute(0, 2, 4, 1, 3).flatten(2).flatten(0, 1)
 
 
 def square_pictures(pictures: UInt8[Tensor, "N 3 H W"], side: int) -> UInt8[Tensor, "N pixels"]:
@@ -240,14 +287,36 @@ class CambrianProcessor:
 # ---- The backbone ----------------------------------------------------------------------------------------------------
 
 
-class CambrianInputs(VisionInputs):
-    """The grids of the pictures, which the vision encoder itself does not need."""
+class Shown(NamedTuple):
+    """How the vision encoder's states of squares become a grid of tokens.
 
-    def __init__(self, grids: Sequence[Grid]) -> None:
-        self.grids = [
-            (steps, height // SPATIAL_MERGE_SIZE, width // SPATIAL_MERGE_SIZE) for steps, height, width in grids
-        ]
-        super().__init__([math.prod(grid) for grid in self.grids], {}, {})
+    Attributes:
+        rows: Rows of tokens that are kept.
+        columns: Columns of tokens that are kept.
+        tiles: Rows and columns of squares that show one image together. None is one square per picture.
+    """
+
+    rows: int
+    columns: int
+    tiles: Tiles | None = None
+
+
+class CambrianInputs(VisionInputs):
+    """What becomes of the squares behind the vision encoder, which does not need it itself.
+
+    Args:
+        grids: See `VisionRules`.
+        tiles: See `Shown`, for each grid.
+    """
+
+    def __init__(self, grids: Sequence[Grid], tiles: Sequence[Tiles | None] | None = None) -> None:
+        self.squares: list[tuple[Shown, int]] = []  # with the number of squares
+        lengths = []
+        for (steps, *sides), own in zip(grids, tiles or [None] * len(grids), strict=True):
+            rows, columns = (side // SPATIAL_MERGE_SIZE for side in sides)
+            self.squares.append((Shown(rows, columns, own), steps * math.prod(own or ())))
+            lengths.append(steps * rows * columns)
+        super().__init__(lengths, {}, {})
 
 
 @dataclass(frozen=True)
@@ -340,9 +409,12 @@ class CambrianBackbone(Backbone):
         states = model.vision_tower.encoder(model.vision_tower.embeddings(pictures)).last_hidden_state
         projected = model.multi_modal_projector(states)
         maps = projected.unflatten(1, (math.isqrt(states.shape[1]), -1)).permute(0, 3, 1, 2)
-        grids = [(key, sum(steps for steps, *_ in run)) for key, run in groupby(vision.grids, lambda grid: grid[1:])]
-        parts = maps.split([count for _, count in grids])
-        pooled = [pooled_grid(part, *sides) for part, (sides, _) in zip(parts, grids, strict=True)]
+        runs = [
+            (shown, sum(count for _, count in run)) for shown, run in groupby(vision.squares, lambda square: square[0])
+        ]
+        parts = zip(maps.split([count for _, count in runs]), runs, strict=True)
+        tile_side = token_side(self.vlm.config, "si_token_len")
+        pooled = [pooled_grid(part, shown, tile_side) for part, (shown, _) in parts]
         tokens = torch.cat([part.flatten(2).mT.flatten(0, 1) for part in pooled])
         return VisualTokens(tokens, tokens.new_empty(0, *tokens.shape))
 
@@ -355,16 +427,24 @@ class CambrianBackbone(Backbone):
         return super().decode({**inputs, "position_ids": inputs["position_ids"][0]}, cache=cache, use_cache=use_cache)
 
 
-def pooled_grid(maps: Float[Tensor, "N D H W"], rows: int, columns: int) -> Float[Tensor, "N D rows columns"]:
-    """Pool the states of square pictures, and cut off the rows or columns of the padding.
+def pooled_grid(
+    maps: Float[Tensor, "N D H W"], shown: Shown, tile_side: int
+) -> Float[Tensor, "pictures D {shown.rows} {shown.columns}"]:
+    """Pool the states of squares, join those of an image's tiles, and cut off the rows or columns of the padding.
 
-    The longer side of the grid is the side of the pooled square.
+    Args:
+        maps: The states of squares.
+        shown: The grid. Without tiles its longer side is the side of a pooled square.
+        tile_side: Side of a pooled square of tiles.
     """
-    side = max(rows, columns)
+    down, across = shown.tiles or (1, 1)
+    side = tile_side if shown.tiles else max(shown.rows, shown.columns)
     if side != maps.shape[-1]:
         maps = F.interpolate(maps.float(), (side, side), mode="bilinear", align_corners=False).to(maps.dtype)
-    top, left = (side - rows) // 2, (side - columns) // 2
-    return maps[..., top : top + rows, left : left + columns]
+    if shown.tiles:
+        maps = maps.unflatten(0, (-1, down, across)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    top, left = (down * side - shown.rows) // 2, (across * side - shown.columns) // 2
+    return maps[..., top : top + shown.rows, left : left + shown.columns]
 
 
 def token_side(config: Any, name: str) -> int:
@@ -544,6 +624,7 @@ class PretrainedCambrianS(PretrainedBackbone):
             tie_word_embeddings=bool(own.get("tie_word_embeddings", False)),
             miv_token_len=own.get("miv_token_len", FRAME_TOKENS),
             si_token_len=own.get("si_token_len", STILL_TOKENS),
+            anyres_max_subimages=own.get("anyres_max_subimages", TILES),
         )
 
     @classmethod
@@ -561,6 +642,7 @@ class PretrainedCambrianS(PretrainedBackbone):
             **{name: values[0] for name, values in cls.fixed.items()},
             "miv_token_len": config.miv_token_len,
             "si_token_len": config.si_token_len,
+            "anyres_max_subimages": config.anyres_max_subimages,
             **({} if tower == TOWER else {"vision_config": tower}),
         }
 
@@ -611,36 +693,46 @@ class OfficialCambrian(SpatialVLM):
         from zoo.generation import answer_prompts
 
         whole, scenes = self._shown(ids, media)
-        builder = self.sequence_builder
-        prompts = builder.prompts([whole], [range(len(scenes))], scenes)
-        batch = Batch(scenes, builder.vision(scenes), prompts=prompts).to(self.backbone.device)
+        prompts = self.sequence_builder.prompts([whole], [range(len(scenes))], scenes)
+        batch = Batch(scenes, vision_inputs(scenes), prompts=prompts).to(self.backbone.device)
         (reply,) = answer_prompts(self, self.encode_scenes(batch), batch.prompts, max_new_tokens)
         return reply.ids
 
     def _batch(self, ids: Tensor, media: Sequence[Tensor]) -> Batch:
         """Return a batch of one sequence."""
         whole, scenes = self._shown(ids, media)
-        builder, row = self.sequence_builder, torch.tensor([whole])
-        made = builder.build(row, torch.ones_like(row, dtype=torch.bool), scenes, [range(len(scenes))])
-        return Batch(scenes, builder.vision(scenes), made).to(self.backbone.device)
+        row = torch.tensor([whole])
+        made = self.sequence_builder.build(row, torch.ones_like(row, dtype=torch.bool), scenes, [range(len(scenes))])
+        return Batch(scenes, vision_inputs(scenes), made).to(self.backbone.device)
 
     def _shown(self, ids: Tensor, media: Sequence[Tensor]) -> tuple[list[int], list[PreparedScene]]:
         """Return the ids with one placeholder per visual token, and the videos and images."""
-        scenes = [self._scene(each, alone=len(media) == 1) for each in media]
+        each = [self._scenes(medium, alone=len(media) == 1) for medium in media]
         extra = self.sequence_builder.spec.extra_tokens
-        lengths, whole = [scene.num_tokens(extra) for scene in scenes], list[int]()
+        lengths, whole = [sum(scene.num_tokens(extra) for scene in scenes) for scenes in each], list[int]()
         for number in ids.flatten().tolist():
             is_medium = number == PUBLISHED_ID
             whole += [self.backbone.placeholders.image] * lengths.pop(0) if is_medium else [number]
-        return whole, scenes
+        return whole, [scene for scenes in each for scene in scenes]
+
+    def _scenes(self, medium: Tensor, *, alone: bool) -> list[PreparedScene]:
+        """Return a video, or an image, which is followed by its tiles if it is alone."""
+        whole = self._scene(medium, alone=alone)
+        if medium.ndim == 4 or not alone:
+            return [whole]
+        config, (height, width) = self.backbone.vlm.config, medium.shape[-2:]
+        side = config.vision_config.image_size
+        tiles = best_tiles(width, height, side, config.anyres_max_subimages)
+        rows, columns = (count * token_side(config, "si_token_len") for count in tiles)
+        grid = grid_in_patches(medium[None], *without_padding(width, height, rows, columns))
+        return [
+            whole,
+            TiledImage(pixel_values=cut_tiles(medium, side, tiles), grid_thw=grid, kind="image", tiles=tiles),
+        ]
 
     def _scene(self, medium: Tensor, *, alone: bool) -> PreparedScene:
-        config = self.backbone.vlm.config
-        is_still = medium.ndim == 3
-        if is_still and alone:
-            raise InputError(
-                "an image alone, which Cambrian-S cuts into tiles, is not supported: give several, or a video"
-            )
+        """Return a video or an image as squares."""
+        config, is_still = self.backbone.vlm.config, medium.ndim == 3
         pictures = medium[None] if is_still else medium
         side = token_side(config, "si_token_len" if is_still else "miv_token_len")
         height, width = pictures.shape[-2:]
@@ -649,6 +741,24 @@ class OfficialCambrian(SpatialVLM):
             grid_thw=grid_in_patches(pictures, *cambrian_grid(width, height, side)),
             kind="image",
         )
+
+
+@dataclass(frozen=True)
+class TiledImage(PreparedScene):
+    """An image that several squares show.
+
+    Attributes:
+        tiles: See `Shown`.
+    """
+
+    tiles: Tiles = (1, 1)
+
+
+def vision_inputs(scenes: Sequence[PreparedScene]) -> CambrianInputs:
+    """Return the grids of all scenes, and the tiles of images."""
+    each = [(grid, getattr(scene, "tiles", None)) for scene in scenes for grid in scene.vision_grids]
+    grids, tiles = zip(*each, strict=True)
+    return CambrianInputs(grids, tiles)
 
 
 def load_cambrian_s(config: dict[str, Any], state_dict: Tensors) -> OfficialCambrian:
@@ -696,8 +806,12 @@ def cambrian_pixels(
         alone: Whether an image without other media is cut into tiles, as in the published code.
         padded: Whether pictures are padded to squares.
     """
-    if not padded or (alone and len(media) == 1 and media[0].ndim == 3):
-        raise InputError("only padded pictures are supported, and no image alone, which would be cut into tiles")
-    side = PretrainedCambrianS.read_config(config).vision_config.image_size
+    if not padded:
+        raise InputError("only padded pictures are supported")
+    own = PretrainedCambrianS.read_config(config)
+    side = own.vision_config.image_size
     pictures = [square_pictures(each[None] if each.ndim == 3 else each, side) for each in media]
+    if alone and len(media) == 1 and media[0].ndim == 3:
+        height, width = media[0].shape[-2:]
+        pictures.append(cut_tiles(media[0], side, best_tiles(width, height, side, own.anyres_max_subimages)))
     return normalize_colors(torch.cat(pictures)).unflatten(1, (3, side, side))
