@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,13 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import Qwen2Tokenizer
 
+from datamodules import chat_format
 from datamodules.chat_format import ChatFormat
 from datamodules.inference import batch_of_questions
 from datamodules.scenes import Question, RawQuestion
 from tests.golden.synth import synth_video
 from tests.golden.weights_cambrian import init_cambrian_
-from tests.tiny import QUESTIONS, one_per_row, tiny_batch, tiny_scene
+from tests.tiny import QUESTIONS, logits_of, one_per_row, tiny_batch, tiny_scene
 from tests.zoo.released import GOLDEN
 from zoo import (
     AddFusion,
@@ -45,6 +49,8 @@ from zoo.published.cambrian_s import (
     PUBLISHED_ID,
     VISION,
     CambrianBackbone,
+    CambrianPreprocessor,
+    CambrianProcessor,
     OfficialCambrian,
     PretrainedCambrianS,
     TinyCambrianS,
@@ -54,6 +60,7 @@ from zoo.published.cambrian_s import (
     cambrian_pixels,
     without_padding,
 )
+from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.packing import IGNORED
 from zoo.tasks import VideoQATask
 from zoo.weights.load import read_config
@@ -241,6 +248,57 @@ def test_a_line_ends_behind_the_frames(text: str, shown: str) -> None:
     assert both.count("<|image_pad|><|image_pad|>\n") == 1 and "\n\n" not in both
 
 
+@pytest.fixture(scope="module")
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    if "ZOO_REALDATA" not in os.environ:
+        pytest.skip("ZOO_REALDATA names no folder with Qwen's tokenizer")
+    return Qwen2Tokenizer.from_pretrained(Path(os.environ["ZOO_REALDATA"]) / "qwen2.5-vl")
+
+
+@pytest.mark.parametrize("row", json.loads((HERE / "text/prompts.json").read_text())["training"], ids=str)
+def test_supervised_tokens_are_those_of_the_published_training(
+    row: dict[str, Any], qwen_tokenizer: Qwen2Tokenizer
+) -> None:
+    """If that is asked for. By default these are the answers and their ends alone, which train fewer tokens."""
+    turns = [turn["value"] for turn in row["conversations"][row["conversations"][0]["from"] == "gpt" :]]
+    (text, answer), *later = zip(turns[::2], turns[1::2], strict=True)
+    question = RawQuestion("q", "", text, answer, later_turns=tuple(later))
+    preprocessor = CambrianPreprocessor(CambrianProcessor.of(qwen_tokenizer), side=56, token_side=2)
+    texts = ChatFormat(preprocessor).chat(question, [[{"type": "image"}]], with_answers=True)
+    plain = preprocessor.tokenize(texts, [(1, 2, 2)], ExtraTokens.NONE)
+    preprocessor.supervises_marks = True
+    made = preprocessor.tokenize(texts, [(1, 2, 2)], ExtraTokens.NONE)
+    image = qwen_tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert [PUBLISHED_ID if id == image else id for id in made.input_ids.tolist()] == row["input_ids"]
+    assert made.labels.tolist() == row["labels"]
+    answers = [id for turn in turns[1::2] for id in qwen_tokenizer(f"{turn}<|im_end|>\n")["input_ids"]]
+    assert plain.labels[plain.labels != IGNORED].tolist() == answers
+    assert torch.equal(plain.input_ids, made.input_ids) and len(answers) < int((made.labels != IGNORED).sum())
+
+
+def test_a_training_with_supervised_marks_learns_from_all_of_their_tokens() -> None:
+    """The loss is the mean over the tokens of a batch. The control: that of the answers alone."""
+    losses, scene = {}, still("a", 2, 2, 0)
+    for marks in (True, False):
+        loader = TinyCambrianS(**SMALL, supervises_marks=marks, seed=0)
+        task = VideoQATask(backbone=loader, average="micro_batch_tokens")
+        batch, logits, labels = tiny_batch(task, scene, training=True), [], []
+        assert batch.sequences is not None
+        assert len(batch.sequences.lengths) == (2 if marks else 1)  # marks before the images belong to each question
+        for question in scene.questions:
+            texts = ChatFormat(task.preprocessor).chat(question, chat_format.media_of(scene), with_answers=True)
+            row = task.preprocessor.tokenize(texts, batch.scenes[0].media_grids, task.model.extra_tokens)
+            ids = row.input_ids[None]
+            made = task.model.sequence_builder.build(ids, torch.ones_like(ids).bool(), batch.scenes, [[0]])
+            inputs = task.model.decoder_inputs(task.model.encode_scenes(batch), made)
+            logits.append(logits_of(task, inputs)[0, :-1])
+            labels.append(row.labels[1:])
+        losses[marks] = task.model(batch)["loss"]
+        expected = F.cross_entropy(torch.cat(logits), torch.cat(labels), ignore_index=IGNORED)
+        torch.testing.assert_close(losses[marks], expected, atol=1e-5, rtol=0)
+    assert (losses[True] - losses[False]).abs() > 1e-3
+
+
 def test_a_video_as_such_is_refused() -> None:
     with pytest.raises(InputError, match="sees each frame as an image: set --data.frames_as image"):
         CHATS.chat(RawQuestion("q", "", QUESTION))
@@ -372,6 +430,32 @@ def test_names_and_shapes_are_those_of_the_manifest(name: str) -> None:
     assert own.keys() == loaded.keys() and all(list(own[name].shape) == loaded[name] for name in own)
     table = PretrainedCambrianS.backbone_names()
     assert all(table.official(*table.current(name)) == name for name in loaded)
+
+
+def test_the_vision_encoder_may_be_that_of_siglip2(
+    release: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line says which it is. SigLIP2's last layer and its heads are not read. The control: without the option."""
+    tensors = load_file(release / "model.safetensors")
+    vision = {name: each for name, each in tensors.items() if name.startswith(VISION)}
+    siglip = {name.replace(VISION, "vision_model."): 2 * each for name, each in vision.items()}
+    more = {f"vision_model.{part}.weight": torch.ones(2) for part in ("encoder.layers.2.mlp.fc1", "head.mlp.fc1")}
+    (tmp_path / "siglip2").mkdir()
+    save_file(siglip | more | {"text_model.head.bias": torch.ones(2)}, tmp_path / "siglip2/model.safetensors")
+    path = str(tmp_path / "siglip2")
+    with caplog.at_level(logging.INFO):
+        for folder, factor in ((path, 2), (None, 1)):
+            model = SpatialVLM(PretrainedCambrianS(str(release), dtype="float32", vision_path=folder))
+            assert f"the vision encoder is that of {folder or release}" in caplog.text
+            caplog.clear()
+            found = official_tensors(model)
+            for name, each in found.items():
+                assert torch.equal(each, factor * tensors[name] if name in vision else tensors[name]), name
+            assert len(model.loader.files) == factor
+    del siglip["vision_model.encoder.layers.1.mlp.fc1.bias"]
+    save_file(siglip, tmp_path / "siglip2/model.safetensors")
+    with pytest.raises(InputError, match=f"1 missing: {VISION}encoder.layers.1.mlp.fc1.bias"):
+        PretrainedCambrianS(str(release), vision_path=path).load()
 
 
 def test_a_missing_tensor_is_named_and_others_may_be_absent_or_present() -> None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,6 +42,7 @@ from zoo.backbones.base import (
     DType,
     License,
     Message,
+    TokenizedPrompt,
     VisualTokens,
 )
 from zoo.backbones.decoder import GROUPED_SDPA, CameraAttention, FusionLayer
@@ -53,11 +56,12 @@ from zoo.model import SpatialVLM
 from zoo.published.release import refuse_others
 from zoo.seed import resolve_seed
 from zoo.sequences.batch import Batch
-from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, Placeholders
+from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, Placeholders
 from zoo.sequences.loaded_scene import Grid, PreparedScene, VisionInputs, VisionRules
+from zoo.sequences.packing import IGNORED
 from zoo.sequences.time_index import SequentialIndex, TimeIndex
 from zoo.tasks.video_qa import VideoQATask
-from zoo.weights.load import Tensors, first_tensor
+from zoo.weights.load import LazyTensors, Tensors, files_of, find_tensors, first_tensor
 
 __all__ = [
     "CambrianS",
@@ -71,6 +75,7 @@ __all__ = [
 
 Tiles = tuple[int, int]  # rows and columns of squares that show an image together
 GRAY = 127  # of the canvas that makes pictures square
+TURN_MARKS = ("<|im_start|>", "<|im_end|>")
 IMAGE_TOKEN = "<|image_pad|>"  # stands for a visual token in prompts; the published code has an id of no token
 IMAGE_TOKEN_ID = 151655  # of Qwen2.5's tokenizer
 PUBLISHED_ID = -200  # marks a video or an image in the published code's sequences
@@ -99,6 +104,7 @@ SIZES = {  # of Qwen2.5-Instruct: width, width of the MLP, layers, heads, heads 
     "3B": (2048, 11008, 36, 16, 2, 151936),
     "7B": (3584, 18944, 28, 28, 4, 152064),
 }
+SIGLIP2, SIGLIP2_VISION = "google/siglip2-so400m-patch14-384", "vision_model."
 VISION = "model.vision_tower_aux_list.0.vision_tower.vision_model."
 NEXT_FRAME = "model.nfp_head."  # of the training that predicts the next frame
 CHAT_TEMPLATE = """{%- if messages[0].role != 'system' -%}
@@ -113,7 +119,7 @@ CHAT_TEMPLATE = """{%- if messages[0].role != 'system' -%}
 {%- if part.type == 'image' -%}
 {{ '<|image_pad|>' }}{{ '' if not loop.last and loop.nextitem.type == 'image' else '\n' }}
 {%- else -%}
-{{ part.text[1:] if part.text[0] == '\n' and not loop.first and loop.previtem.type == 'image' else part.text }}
+{{ part.text }}
 {%- endif -%}
 {%- endfor -%}
 {%- endif -%}
@@ -223,9 +229,13 @@ class CambrianPreprocessor(QwenVLPreprocessor):
         processor: Holds the tokenizer and the chat template.
         side: Side of the squares in pixels.
         token_side: Tokens per side of a square.
+
+    Attributes:
+        supervises_marks: See `PretrainedCambrianS`.
     """
 
     title: ClassVar[str] = "Cambrian-S"
+    supervises_marks = False
 
     def __init__(self, processor: Any, side: int, token_side: int) -> None:
         super().__init__(processor)
@@ -264,10 +274,40 @@ class CambrianPreprocessor(QwenVLPreprocessor):
         """
         if any({"type": "video"} in message["content"] for message in messages if message["role"] == "user"):
             raise InputError(f"{self.title} sees each frame as an image: set --data.frames_as image")
-        return super().prompt(messages)
+        return super().prompt([images_first(message) for message in messages])
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        media_grids: Sequence[Sequence[int]],
+        extra_tokens: ExtraTokens,
+        frame_times: Sequence[float] | None = None,
+    ) -> TokenizedPrompt:
+        made = super().tokenize(texts, media_grids, extra_tokens, frame_times)
+        return self.with_marks(made) if self.supervises_marks else made
+
+    def with_marks(self, prompt: TokenizedPrompt) -> TokenizedPrompt:
+        """Return a chat whose marks of turns, lone newlines and headers of answers are supervised, too."""
+        start, end, newline = (self.processor.tokenizer(mark)["input_ids"] for mark in (*TURN_MARKS, "\n"))
+        ids, is_answer = prompt.input_ids, prompt.labels != IGNORED
+        is_supervised = is_answer | torch.isin(ids, torch.tensor([*start, *end, *newline]))
+        turn = (ids == start[0]).cumsum(0)
+        is_supervised |= torch.isin(turn, turn[is_answer])  # with the header
+        return TokenizedPrompt(ids, torch.where(is_supervised, ids, IGNORED))
 
     def save_pretrained(self, folder: str) -> None:
         self.processor.tokenizer.save_pretrained(folder)  # no file describes the pictures
+
+
+def images_first(message: Message) -> Message:
+    """Move a user's images before the text, as the published code does. Images with text between them stay."""
+    content = message["content"]
+    kinds = [kind for kind, _ in groupby(part["type"] for part in content)] if isinstance(content, list) else []
+    if kinds.count("image") != 1:
+        return message
+    images = [part for part in content if part["type"] == "image"]
+    text = "".join(part["text"] for part in content if part["type"] == "text").strip()
+    return {**message, "content": [*images, {"type": "text", "text": text}]}
 
 
 class CambrianProcessor:
@@ -345,6 +385,7 @@ class CambrianBackbone(Backbone):
         stop_tokens: Token ids that end an answer, in addition to the config's.
     """
 
+    preprocessor: CambrianPreprocessor
     preprocessor_class: ClassVar[type[CambrianPreprocessor]] = CambrianPreprocessor
     hooked_classes = {Qwen2Attention: CambrianAttention, Qwen2DecoderLayer: CambrianLayer}
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -483,6 +524,7 @@ class TinyCambrianS(BackboneLoader):
         seed: Seed of the weights. null is the run's seed.
         attn_implementation: The attention backend of transformers.
         dtype: Dtype of the weights.
+        supervises_marks: See `PretrainedCambrianS`.
     """
 
     shown_as = FRAMES_AS_IMAGES
@@ -500,8 +542,10 @@ class TinyCambrianS(BackboneLoader):
         seed: int | None = None,
         attn_implementation: AttentionImplementation = "sdpa",
         dtype: DType = "float32",
+        supervises_marks: bool = False,
     ) -> None:
         super().__init__(attn_implementation, dtype)
+        self.supervises_marks = supervises_marks
         self.seed, ids = resolve_seed(seed), tiny_tokenizer().convert_tokens_to_ids
         settings = dict(
             model_type=self.release.family,
@@ -542,7 +586,10 @@ class TinyCambrianS(BackboneLoader):
         with local_torch_dtype(self.dtype), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = LlavaNextForConditionalGeneration(self.config).train()
-        return self.release.backbone_class(model, CambrianProcessor.of(tiny_tokenizer()), self.attn_implementation)
+        processor = CambrianProcessor.of(tiny_tokenizer())
+        backbone = self.release.backbone_class(model, processor, self.attn_implementation)
+        backbone.preprocessor.supervises_marks = self.supervises_marks
+        return backbone
 
 
 class CambrianS(VideoQATask):
@@ -565,13 +612,15 @@ class CambrianS(VideoQATask):
 class PretrainedCambrianS(PretrainedBackbone):
     """Released weights of Cambrian-S.
 
-    The vision encoder is read from the folder. The published loader takes it from SigLIP2's own release. Whether the
-    two differ is unknown.
-
     Args:
         path: A hub id (`nyu-visionx/Cambrian-S-7B`) or a local folder with config, safetensors and tokenizer.
         attn_implementation: The attention backend of transformers.
         dtype: Dtype of the weights.
+        supervises_marks: Training also supervises the header of each answer, and the marks of turns and lone newlines
+            of all turns, as published. Each question then has a sequence of its own. Set `--model.average
+            micro_batch_tokens` as well, because by questions each run of supervised tokens counts as an answer.
+        vision_path: A hub id (`google/siglip2-so400m-patch14-384`) or a local folder of SigLIP2, whose vision encoder
+            is read in place of the folder's own, as by the published loader. Whether the two differ is unknown.
     """
 
     title = backbone_title = "Cambrian-S"
@@ -598,9 +647,23 @@ class PretrainedCambrianS(PretrainedBackbone):
     shown_as = FRAMES_AS_IMAGES
 
     def __init__(
-        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+        self,
+        path: str = released,
+        attn_implementation: AttentionImplementation = "sdpa",
+        dtype: DType = "bfloat16",
+        supervises_marks: bool = False,
+        vision_path: str | None = None,
     ):
         super().__init__(path, attn_implementation, dtype)
+        self.supervises_marks, self.vision_path = supervises_marks, vision_path
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """See `PretrainedBackbone`. With `vision_path` the vision encoder's are SigLIP2's."""
+        own = super().tensors
+        if self.vision_path is None:
+            return own
+        return WithVision(own, find_tensors(self.vision_path, SIGLIP2, "--model.backbone.vision_path"))
 
     @classmethod
     def read_config(cls, settings: Mapping[str, Any], source: str = "the config") -> LlavaNextConfig:
@@ -649,9 +712,42 @@ class PretrainedCambrianS(PretrainedBackbone):
     def load(self) -> CambrianBackbone:
         """See `PretrainedBackbone`."""
         backbone = super().load()
+        if not self.lacks_folder:
+            backbone.preprocessor.supervises_marks = self.supervises_marks
+            rank_zero_info(f"{self.title}: the vision encoder is that of {self.vision_path or self.path}")
         if any(name.startswith(NEXT_FRAME) for name in self.tensor_names):
             rank_zero_warn(f"{self.path}: {NEXT_FRAME[:-1]} predicts the next frame in training, and is not loaded")
         return backbone
+
+
+class WithVision(LazyTensors):
+    """The tensors of a Cambrian-S with SigLIP2's in place of its vision encoder's.
+
+    Args:
+        tensors: Tensors by official names.
+        siglip: SigLIP2's tensors.
+    """
+
+    def __init__(self, tensors: Tensors, siglip: Tensors) -> None:
+        self.tensors, self.siglip = tensors, siglip
+
+    @cached_property
+    def names(self) -> dict[str, tuple[Tensors, str]]:  # type: ignore[override]
+        """For each tensor where it is read, and its name there."""
+        own = {name: (self.tensors, name) for name in self.tensors if not name.startswith(VISION)}
+        replaced = ((name, f"{SIGLIP2_VISION}{name.removeprefix(VISION)}") for name in self.tensors)
+        return own | {name: (self.siglip, other) for name, other in replaced if other in self.siglip}
+
+    @property
+    def files(self) -> tuple[Path, ...]:  # type: ignore[override]
+        """See `LazyTensors`."""
+        return (*files_of(self.tensors), *files_of(self.siglip))
+
+    is_stored = True
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensors, own = self.names[name]
+        return tensors[own]
 
 
 # ---- For outside checks: sequences of the published code -------------------------------------------------------------
