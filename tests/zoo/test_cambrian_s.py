@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -469,6 +470,49 @@ def test_a_missing_tensor_is_named_and_others_may_be_absent_or_present() -> None
     for name in ("model.image_newline", "model.mm_projector.2.bias", f"{VISION}encoder.layers.1.mlp.fc1.bias"):
         with pytest.raises(InputError, match=f"1 missing: {name}"):
             load_cambrian_s(config, {key: each for key, each in weights.items() if key != name})
+
+
+def changed_release(release: Path, folder: Path, tensors: dict[str, Tensor], **settings: Any) -> Path:
+    """Copy a folder with other tensors and settings. Empty tensors are left out."""
+    copytree(release, folder)
+    own = load_file(release / "model.safetensors") | tensors
+    save_file({name: each for name, each in own.items() if each.numel()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(read_config(release) | settings))
+    return folder
+
+
+NONE = torch.empty(0)  # in place of a tensor that a file lacks
+EMBEDDINGS = "model.embed_tokens.weight"
+DAMAGED: dict[str, tuple[dict[str, Tensor], dict[str, Any], str]] = {
+    "rows": ({EMBEDDINGS: torch.ones(1000, 64)}, {}, rf"1 misshapen: {EMBEDDINGS} \[1000, 64\] instead of"),
+    "width": ({}, {"hidden_size": 96, "num_attention_heads": 3}, "misshapen: .*image_newline"),
+    "layers": ({}, {"num_hidden_layers": 3}, "12 missing: model.layers.2"),
+    "projector": (
+        {f"model.mm_projector.{layer}.{kind}": NONE for layer in (0, 2) for kind in ("weight", "bias")},
+        {},
+        "4 missing: model.mm_projector.0.weight",
+    ),
+    "another part": ({"model.depth_head.weight": torch.ones(2)}, {}, "1 unexpected: model.depth_head.weight"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_weights_that_do_not_fit_are_refused_in_one_line(name: str, release: Path, tmp_path: Path) -> None:
+    tensors, settings, message = DAMAGED[name]
+    with pytest.raises(InputError, match=f"the weights don't fit this Cambrian-S: .*{message}") as error:
+        PretrainedCambrianS(str(changed_release(release, tmp_path / "damaged", tensors, **settings))).load()
+    assert "\n" not in str(error.value)
+
+
+def test_embeddings_may_have_more_rows_than_the_tokenizer_has_tokens(release: Path, tmp_path: Path) -> None:
+    """As in the released 7B. Rows that no token has change no input."""
+    rows = load_file(release / "model.safetensors")[EMBEDDINGS]
+    longer = torch.cat((rows, torch.zeros(399, 64)))
+    folder = changed_release(release, tmp_path / "longer", {EMBEDDINGS: longer}, vocab_size=len(longer))
+    frames = torch.randint(0, 256, (2, 3, 45, 61), dtype=torch.uint8, generator=torch.manual_seed(0))
+    own, same = (SpatialVLM.from_pretrained(each).eval() for each in (folder, release))
+    assert own.answer(frames, QUESTION, max_new_tokens=4) == same.answer(frames, QUESTION, max_new_tokens=4)
+    assert torch.equal(official_tensors(own)[EMBEDDINGS], longer.bfloat16())
 
 
 @pytest.mark.parametrize("setting", [{"mm_use_im_newline_token": False}, {"mm_projector_type": "linear"}])

@@ -68,6 +68,13 @@ def test_golden_indices_at_a_rate_and_the_most_frames_at_even_steps() -> None:
         FrameRateSampler().select(clip(300), 128)
 
 
+@pytest.mark.parametrize("rate", [0.5, 0.25, 0.1])
+def test_a_slow_video_gives_all_of_its_frames(rate: float) -> None:
+    """Where the published code divides by zero. The control: at three frames per second it gives every third."""
+    assert FrameRateSampler().select(clip(20, rate=rate), 128) == list(range(20))
+    assert FrameRateSampler().select(clip(20, rate=3.0), 128) == list(range(0, 20, 3))
+
+
 def test_floor_128_takes_its_frames_from_the_candidates():
     candidates = UniformSampler("floor_128")(clip(500), 128)
     frames = UniformSampler("floor_128")(clip(500), 16)
