@@ -50,7 +50,7 @@ from zoo.backbones.pretrained import EmptyBackbone, PretrainedBackbone, backbone
 from zoo.backbones.qwen_vl import INITIALIZER_RANGE, QwenVLPreprocessor, tiny_tokenizer
 from zoo.cameras.scene_geometry import Window
 from zoo.checkpoints.from_tensors import load_backbone
-from zoo.encodings.base import HeadLayout
+from zoo.encodings.base import EncodedCameras, HeadLayout
 from zoo.errors import InputError
 from zoo.model import SpatialVLM
 from zoo.published.release import refuse_others
@@ -370,6 +370,13 @@ class CambrianRules(VisionRules):
 class CambrianAttention(CameraAttention, Qwen2Attention):
     """The decoder's attention with camera hooks."""
 
+    def attend(
+        self, hidden_states: Tensor, camera_encoding: EncodedCameras | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend without position ids, from which flash attention would guess packed sequences in each layer."""
+        kwargs.pop("position_ids", None)
+        return super().attend(hidden_states, camera_encoding, **kwargs)
+
 
 class CambrianLayer(FusionLayer, Qwen2DecoderLayer):
     """A decoder layer, in which a fusion may change the visual tokens."""
@@ -448,7 +455,8 @@ class CambrianBackbone(Backbone):
             pixel_values = normalize_colors(pixel_values)
         pictures = pixel_values.unflatten(1, (3, side, side))
         states = model.vision_tower.encoder(model.vision_tower.embeddings(pictures)).last_hidden_state
-        projected = model.multi_modal_projector(states)
+        projector = model.multi_modal_projector  # in float32 if it is trained, behind a frozen bfloat16 encoder
+        projected = projector(states.to(projector.linear_1.weight.dtype))
         maps = projected.unflatten(1, (math.isqrt(states.shape[1]), -1)).permute(0, 3, 1, 2)
         runs = [
             (shown, sum(count for _, count in run)) for shown, run in groupby(vision.squares, lambda square: square[0])
@@ -582,12 +590,15 @@ class TinyCambrianS(BackboneLoader):
         """The class of released weights of this kind."""
         return PretrainedCambrianS
 
-    def load(self) -> CambrianBackbone:
+    def stock_model(self) -> LlavaNextForConditionalGeneration:
+        """Return transformers' model with random weights, in training mode."""
         with local_torch_dtype(self.dtype), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = LlavaNextForConditionalGeneration(self.config).train()
+            return LlavaNextForConditionalGeneration(self.config).train()
+
+    def load(self) -> CambrianBackbone:
         processor = CambrianProcessor.of(tiny_tokenizer())
-        backbone = self.release.backbone_class(model, processor, self.attn_implementation)
+        backbone = self.release.backbone_class(self.stock_model(), processor, self.attn_implementation)
         backbone.preprocessor.supervises_marks = self.supervises_marks
         return backbone
 
