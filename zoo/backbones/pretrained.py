@@ -51,7 +51,6 @@ from zoo.weights.load import (
     find_tensors,
     load_weights,
     read_config,
-    replace_prefix,
 )
 
 # in a `SpatialVLM`: prefixes of the names of tensors
@@ -284,8 +283,7 @@ class PretrainedBackbone(BackboneLoader):
     @classmethod
     def backbone_names(cls) -> NameTable:
         """Return a table between released tensor names and the names of transformers' model."""
-        released = {new: old for old, new in cls.renamed.items()}
-        return NameTable(lambda name: (replace_prefix(name, cls.renamed),), lambda name: replace_prefix(name, released))
+        return NameTable.by_prefix(cls.renamed)
 
     @cached_property
     def tensors(self) -> Tensors:

@@ -43,7 +43,7 @@ from zoo.scene_encoding import EncodedScene
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.loaded_scene import PreparedScene
 from zoo.tasks.video_qa import VideoQATask
-from zoo.weights.load import Layout, NameTable, ReleasedWeights, Tensors, first_tensor, load_weights, replace_prefix
+from zoo.weights.load import Layout, NameTable, ReleasedWeights, Tensors, first_tensor, load_weights
 
 __all__ = [
     "CambrianP",
@@ -617,8 +617,7 @@ def load_pose_prediction(objective: PosePrediction, tensors: Tensors) -> None:
         InputError: Tensors are missing, unexpected or of another shape.
     """
     own = {theirs: ours.removeprefix(OWN) for theirs, ours in LAYOUT.items()}
-    official = {ours: theirs for theirs, ours in own.items()}
-    names = NameTable(lambda name: (replace_prefix(name, own),), lambda name: replace_prefix(name, official))
+    names = NameTable.by_prefix(own)
     load_weights(objective, ReleasedWeights(tensors, "pose head", names, lambda name: not name.startswith(REC)))
 
 

@@ -33,7 +33,6 @@ from zoo.weights.load import (
     Tensors,
     TensorsUnder,
     load_weights,
-    replace_prefix,
 )
 
 AGGREGATOR = {name: each.default for name, each in inspect.signature(Aggregator).parameters.items()}
@@ -84,14 +83,12 @@ class ReleasedGeometry:
         if fusion is None or type(fusion) is not self.fusion.func:
             return False
         own = {theirs: ours.removeprefix(FUSION) for theirs, ours in self.layout.items() if ours.startswith(FUSION)}
-        theirs_of = {ours: theirs for theirs, ours in own.items()}
-        names = NameTable(lambda name: (replace_prefix(name, own),), lambda name: replace_prefix(name, theirs_of))
         unread = tuple(f"{theirs}{name}" for theirs in own for name in self.unread)
 
         def is_skipped(name: str) -> bool:
             return not name.startswith(tuple(own)) or name.startswith(unread)
 
-        load_weights(fusion, ReleasedWeights(tensors, "fusion", names, is_skipped))
+        load_weights(fusion, ReleasedWeights(tensors, "fusion", NameTable.by_prefix(own), is_skipped))
         return True
 
 

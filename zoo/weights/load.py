@@ -371,6 +371,12 @@ class NameTable(NamedTuple):
     current: Callable[[str], tuple[str, ...]]
     official: Callable[[str], str]
 
+    @classmethod
+    def by_prefix(cls, layout: Layout) -> NameTable:
+        """Return the table of names that differ in their prefixes alone."""
+        official = {ours: theirs for theirs, ours in layout.items()}
+        return cls(lambda name: (replace_prefix(name, layout),), lambda name: replace_prefix(name, official))
+
 
 SAME_NAMES = NameTable(lambda name: (name,), lambda name: name)
 
