@@ -21,7 +21,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from datamodules.chat_format import ChatFormat
 from datamodules.collate import QuestionCollate, TrainingCollate
 from datamodules.scenes import Question
-from docs.symmetries import COMBINATIONS, HYBRID
+from docs.symmetries import COMBINATIONS, HYBRID, fits_one_axis
 from zoo import (
     AddFusion,
     AttentionFusion,
@@ -46,6 +46,7 @@ from zoo.encodings import ViewAttention
 from zoo.generation import Reply, answer_batch
 from zoo.geometry import DatasetGeometry
 from zoo.geometry.base import SceneGeometry
+from zoo.published.cambrian_s import CambrianBackbone, TinyCambrianS
 from zoo.sequences.batch import Batch
 from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.packing import Row
@@ -106,11 +107,34 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-BACKBONES: dict[str, Any] = {"Qwen2.5-VL": TinyQwen25VL, "Qwen3-VL": TinyQwen3VL, "Qwen3.5": TinyQwen35}
+class TinySquares(TinyCambrianS):
+    """Frames are squares of 4 x 4 tokens, without the tokens of the padding."""
+
+    backbone_class = CambrianBackbone
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(frame_tokens=16, **options)
+
+
+ONE_AXIS = "Cambrian-S"  # its positions have one axis, and it sees each frame as an image
+BACKBONES: dict[str, Any] = {
+    "Qwen2.5-VL": TinyQwen25VL,
+    "Qwen3-VL": TinyQwen3VL,
+    "Qwen3.5": TinyQwen35,
+    ONE_AXIS: TinySquares,
+}
+OF_VIDEOS = [name for name in BACKBONES if name != ONE_AXIS]  # which sees each frame as an image
 MASKED_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]  # their scenes may share a training sequence
 FAMILIES = [*MASKED_FAMILIES, pytest.param("Qwen3.5", marks=pytest.mark.slow)]  # for what all of them share
-SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96), "Qwen3.5": (64, 96)}  # of frames of 2 x 3 tokens
+# of frames of 2 x 3 tokens, in Cambrian-S 2 x 4
+SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96), "Qwen3.5": (64, 96), ONE_AXIS: (56, 84)}
 HYBRID_MODELS = {name: {"camera_encoding": name} for name in HYBRID}  # for Qwen3.5 alone
+ONE_AXIS_MODELS = [  # without those that act on a section of mRoPE or set the time
+    name
+    for name, parts in MODELS.items()
+    if "time_index" not in parts
+    and (not isinstance(encoding := parts.get("camera_encoding"), str) or fits_one_axis(COMBINATIONS[encoding]()))
+]
 LAYERS: dict[Any, int] = {
     **dict.fromkeys(("DeepFusion", "StackFusion"), 3),  # behind the last one nothing is added
     **{
@@ -128,11 +152,16 @@ FAST = {
     },
     "Qwen3-VL": {"plain", "DeepFusion", "GeoThinkerFusion, compressed", "PRoPE, ExtraChannels", "PoseAxis"},
     "Qwen3.5": {"plain", "PRoPE, ExtraChannels", "Compose(PRoPE UnrotatedChannels, DeltaNetLayers(PRoPE vo))"},
+    ONE_AXIS: {"plain", "CameraPrediction", "GeoThinkerFusion", "RayRoPE"},
 }
 MODELS_AND_FAMILIES = [
     pytest.param(name, family, marks=() if name in FAST[family] else pytest.mark.slow)
-    for family in BACKBONES
-    for name in (MODELS | HYBRID_MODELS if family == "Qwen3.5" else MODELS)
+    for family, names in (
+        *((family, MODELS) for family in MASKED_FAMILIES),
+        ("Qwen3.5", MODELS | HYBRID_MODELS),
+        (ONE_AXIS, ONE_AXIS_MODELS),
+    )
+    for name in names
 ]
 
 
@@ -143,7 +172,7 @@ def tiny_backbone(
     key_value_heads: int = 1,
     dtype: str = "float32",
     implementation: str = "sdpa",
-) -> TinyQwenVL:
+) -> TinyQwenVL | TinyCambrianS:
     """Return a backbone that builds its model once and copies it for each task."""
     loader = BACKBONES[family](
         layers=layers,
@@ -197,7 +226,7 @@ def tiny_model(
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
     layers = model.model.backbone.vlm.model.language_model.layers
     for attention in (layer.self_attn for layer in layers if hasattr(layer, "self_attn")):
-        if family == "Qwen2.5-VL":
+        if not hasattr(attention, "q_norm"):
             for each in (attention.q_proj, attention.k_proj):
                 each.weight.data *= 2
         else:
@@ -237,6 +266,7 @@ def tiny_scene(
         name,
         questions,
         frames,
+        kind="image" if family == ONE_AXIS else "video",
         frame_indices=tuple(range(0, 20 * steps, 10)),
         frame_times=times,
         seconds_per_grid=1.0,

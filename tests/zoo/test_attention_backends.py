@@ -11,6 +11,7 @@ from transformers import modeling_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_flash_attention_utils import _is_packed_sequence
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.siglip.modeling_siglip import SiglipAttention
 
 from commands.parser import parse
 from commands.scene_commands import OF_RUNS, run_parser
@@ -35,7 +36,7 @@ class Spy:
         self, module: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> Any:
         assert attention_mask is None
-        self.is_vision.add(isinstance(module, SegmentAttention))
+        self.is_vision.add(isinstance(module, SegmentAttention | SiglipAttention))
         self.positions.append(options.get("position_ids"))
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, None, **options)
 

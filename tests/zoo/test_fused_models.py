@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import BACKBONES, RATES, tiny_backbone
+from tests.tiny import OF_VIDEOS, RATES, tiny_backbone
 from tests.zoo.released import build as build_case
 from tests.zoo.released import load_case
 from tests.zoo.showing import SAMPLES, STARTS, batch, check_start, logits
@@ -197,7 +197,7 @@ def walk(model: VideoQATask, given: dict[str, Any], later: int = 0, turned: bool
     return decoder.norm(hidden)
 
 
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("family", OF_VIDEOS)
 def test_features_are_added_behind_their_layers(family: str) -> None:
     model = task(family).eval()
     train(model)

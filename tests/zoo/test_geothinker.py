@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from datamodules.resize import WholeStills
 from tests.golden.weights_geothinker import init_geo_
-from tests.tiny import BACKBONES, RATES, tiny_backbone
+from tests.tiny import OF_VIDEOS, RATES, tiny_backbone
 from tests.zoo.fused_golden import check_case, load_case, logits_of, media, official_weights
 from tests.zoo.released import GOLDEN, read_release, write_release
 from tests.zoo.showing import STARTS, batch, check_start, logits
@@ -207,7 +207,7 @@ def walk(model: VideoQATask, given: dict[str, Any], wrong: str = "") -> Tensor:
 
 
 @pytest.mark.parametrize("fusion", [{}, {"groups": "view"}, {"compress_beyond": 1}], ids=str)
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("family", OF_VIDEOS)
 def test_it_acts_between_attention_and_mlp(family: str, fusion: dict[str, Any]) -> None:
     model = task(family, fusion=fusion).eval()
     open_gates(model)
