@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import count, islice
 from typing import Any
 
@@ -37,7 +36,8 @@ def example_questions(
 
     Pixels are black, and cameras move along a line.
     """
-    backbone, grid = model.backbone, sizes.grid(model.backbone.patch_size)
+    backbone, shown = model.backbone, sizes.shown_to(model.backbone)
+    grid = shown.grid
     steps = grid[0]
     # 1. Scenes.
     views = TEMPORAL_PATCH_SIZE * steps
@@ -53,9 +53,7 @@ def example_questions(
     given = geometry if needs.requires_cameras or needs.requires_depth or needs.targets else None
     scenes = [
         PreparedScene(
-            pixel_values=torch.zeros(
-                math.prod(grid), 3 * TEMPORAL_PATCH_SIZE * backbone.patch_size**2, dtype=torch.uint8
-            ),
+            pixel_values=torch.zeros(shown.pixels, dtype=torch.uint8),
             grid_thw=grid,
             token_side=needs.frames.token_side(grid),
             kind=sizes.kind,
@@ -74,7 +72,8 @@ def example_questions(
     prompt, *texts = islice((i for i in count() if i not in marks[:3]), sizes.questions + 1)  # one token id each
     spans = steps if marks.span_per_step or sizes.kind == "image" else 1
     tokens = scenes[0].num_tokens(model.training_tokens)
-    span = [*[prompt] * (SPAN if spans > 1 else 0), marks.vision_start, *[visual] * (tokens // spans)]
+    start = [] if marks.vision_start is None else [*[prompt] * (SPAN if spans > 1 else 0), marks.vision_start]
+    span = [*start, *[visual] * (tokens // spans)]
     rows = []
     for text in texts:
         ids = torch.tensor([*[prompt] * SYSTEM, *span * spans, *[visual] * (tokens % spans), *[text] * QUESTION])

@@ -42,7 +42,7 @@ def row(model: SpatialVLM) -> dict[str, str]:
     # 1. The vision encoder, with full attention within a frame, and its projection to the decoder's width.
     token_px = backbone.patch_size * backbone.spatial_merge_size
     height, width = PixelBounds(legacy_folder_resize=False).frame_size(HEIGHT, WIDTH, FRAMES, token_px)
-    steps, rows, columns = BatchSizes(FRAMES, height, width).grid(backbone.patch_size)
+    steps, rows, columns = BatchSizes(FRAMES, height, width).shown_to(backbone).grid
     patches, tokens = steps * rows * columns, steps * rows * columns // 4
     encoder, layers = backbone.vlm.model.visual, backbone.decoder.layers
     inside = {layer for block in encoder.blocks for layer in linear_layers(block)}

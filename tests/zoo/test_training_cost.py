@@ -39,6 +39,8 @@ from zoo import (
     TinyVGGT,
 )
 from zoo.backbones.lora import LoRA
+from zoo.errors import InputError
+from zoo.published.cambrian_s import CambrianS, PretrainedCambrianS, TinyCambrianS
 from zoo.tasks import VideoQATask
 from zoo.tasks.base import LearningRates, parameter_groups
 from zoo.tasks.training_cost import BatchSizes, TrainingCost, sequence_sizes, total_bytes, training_cost
@@ -57,8 +59,10 @@ CASES: dict[str, tuple[Callable[[], VideoQATask], str]] = {
         lambda: GeoThinker(backbone=TinyQwen25VL(**WIDE), geometry=VGGT, fusion=WITHIN_LAYERS),
         "bf16-mixed",
     ),
+    "squares": (lambda: CambrianS(backbone=TinyCambrianS(**WIDE, image_size=224, frame_tokens=64)), "bf16-mixed"),
     "vision encoder": (lambda: Qwen3VL(backbone=TinyQwen3VL(**WIDE), learning_rates=ALL), "32-true"),
 }
+Squares = partial(TinyCambrianS, image_size=224, frame_tokens=64)  # of 256 patches, of which a frame keeps 4 x 8 tokens
 SLOW = [pytest.param(each, marks=pytest.mark.slow) for each in list(CASES)[1:]]
 
 
@@ -74,7 +78,10 @@ def step(task: VideoQATask, sizes: BatchSizes, precision: str, backward: bool = 
 
 def sizes_for(task: VideoQATask, **more: int) -> BatchSizes:
     side = 4 * task.model.frame_rules.token_px
-    return BatchSizes(num_frames=8, height=side, width=side, **more)
+    shown_as: Any = {"kind": task.model.loader.shown_as.get("frames_as", "video")}
+    return BatchSizes(
+        num_frames=8, height=side, width=2 * side if shown_as["kind"] == "image" else side, **shown_as, **more
+    )
 
 
 def on_meta(build: Callable[[], VideoQATask]) -> VideoQATask:
@@ -111,7 +118,9 @@ def test_the_planned_bytes_are_those_of_live_tensors(name: str) -> None:
     assert cost.weights == total_bytes([*task.parameters(), *task.buffers()])
 
 
-@pytest.mark.parametrize(("family", "recomputes"), [((TinyQwen25VL, 1), False), ((TinyQwen3VL, 3), True)])
+@pytest.mark.parametrize(
+    ("family", "recomputes"), [((TinyQwen25VL, 1), False), ((TinyQwen3VL, 3), True), ((Squares, 1), False)]
+)
 def test_the_planned_operations_are_those_of_a_step(family: tuple[Any, int], recomputes: bool) -> None:
     """By PyTorch's own counter, which knows the products of eager attention."""
     loader, questions = family
@@ -131,7 +140,7 @@ def test_the_planned_operations_are_those_of_a_step(family: tuple[Any, int], rec
 
 
 @pytest.mark.parametrize("questions, limit", [(1, None), (4, 400), (4, 10)])
-@pytest.mark.parametrize("loader", [TinyQwen25VL, TinyQwen3VL, TinyQwen35])
+@pytest.mark.parametrize("loader", [TinyQwen25VL, TinyQwen3VL, TinyQwen35, Squares])
 def test_the_planned_tokens_are_those_of_a_batch(loader: Any, questions: int, limit: int | None) -> None:
     task = BaselineVLM(backbone=loader(layers=4))
     sizes = sizes_for(task, scenes=2, questions=questions)
@@ -140,6 +149,15 @@ def test_the_planned_tokens_are_those_of_a_batch(loader: Any, questions: int, li
     assert sequences is not None
     visual, rows, length = sequence_sizes(task.model, sizes)
     assert (visual, rows, length) == (sequences.visual_counts[0], len(sequences.lengths), max(sequences.lengths))
+
+
+def test_frames_of_squares_are_planned_without_their_padding() -> None:
+    task = on_meta(lambda: CambrianS(backbone=PretrainedCambrianS("nyu-visionx/Cambrian-S-7B")))
+    for (height, width), tokens in {(480, 640): 6 * (8 + 1), (640, 640): 8 * (8 + 1)}.items():
+        sizes = BatchSizes(128, height, width, kind="image")
+        assert sequence_sizes(task.model, sizes)[0] == 128 * tokens
+    with pytest.raises(InputError, match="too narrow"):
+        sequence_sizes(task.model, BatchSizes(2, 48, 640, kind="image"))
 
 
 def test_compressed_tokens_are_planned_as_they_are_shown() -> None:

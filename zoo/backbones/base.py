@@ -32,8 +32,8 @@ from zoo.encodings.placements import ExtraChannels
 from zoo.errors import InputError, did_you_mean
 from zoo.geometry.base import GeometryEncoder
 from zoo.sequences.batch import Sequences
-from zoo.sequences.layout import ExtraTokens, Placeholders
-from zoo.sequences.loaded_scene import VisionInputs, VisionRules
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, ExtraTokens, Placeholders
+from zoo.sequences.loaded_scene import Grid, VisionInputs, VisionRules
 from zoo.sequences.packing import block_mask, prefix_causal_mask
 from zoo.sequences.time_index import TimeIndex, TimestampIndex
 from zoo.weights.load import Layout
@@ -356,6 +356,22 @@ class VisualTokens(NamedTuple):
     deepstack: Float[Tensor, "layers *tokens D"]
 
 
+class FrameSizes(NamedTuple):
+    """How a backbone sees the frames of a scene, by sizes alone.
+
+    Attributes:
+        grid: The grid (t, h, w), in units of which 2 x 2 make a visual token.
+        patches: Patches of a temporal patch in the vision encoder. They attend to each other.
+        projected: Of them or of their groups, how many the connector reads.
+        pixels: Shape of the pixel values.
+    """
+
+    grid: Grid
+    patches: int
+    projected: int
+    pixels: tuple[int, int]
+
+
 class Backbone(nn.Module, ABC):
     """A loaded video-language model. A new backbone is a subclass of this and of `BackboneLoader`.
 
@@ -430,6 +446,17 @@ class Backbone(nn.Module, ABC):
     def row_token(self) -> Float[Tensor, " D"] | None:
         """The learned token after each row of 2D tokens. None in a model without one."""
         return None
+
+    def frame_sizes(self, steps: int, height: int, width: int) -> FrameSizes:
+        """Return the sizes of a scene of `steps` temporal patches, whose frames have this size in pixels."""
+        grid = (steps, height // self.patch_size, width // self.patch_size)
+        patches = grid[1] * grid[2]
+        return FrameSizes(
+            grid,
+            patches,
+            patches // self.spatial_merge_size**2,
+            (steps * patches, 3 * TEMPORAL_PATCH_SIZE * self.patch_size**2),
+        )
 
     @property
     @abstractmethod

@@ -379,8 +379,9 @@ class CambrianPPreprocessor(CambrianPreprocessor):
     def make_square(self, pictures: UInt8[Tensor, "N 3 H W"]) -> UInt8[Tensor, "N pixels"]:
         return SQUARES[self.squares](pictures, self.side)
 
-    def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        return self.token_side, self.token_side
+    @staticmethod
+    def kept_grid(width: int, height: int, side: int) -> tuple[int, int]:
+        return side, side
 
     def shown_window(self, height: int, width: int) -> Window:
         """See `Preprocessor`. The margins are outside of the image."""
@@ -714,7 +715,7 @@ class OfficialCambrianP(OfficialCambrian):
         side = token_side(config, "miv_token_len")
         return PreparedScene(
             pixel_values=SQUARES[self.squares](medium, config.vision_config.image_size),
-            grid_thw=grid_in_patches(medium, side, side),
+            grid_thw=grid_in_patches(medium.shape, side, side),
             kind="image",
         )
 

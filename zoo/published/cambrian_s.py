@@ -40,6 +40,7 @@ from zoo.backbones.base import (
     BackboneLoader,
     BackbonePart,
     DType,
+    FrameSizes,
     License,
     Message,
     TokenizedPrompt,
@@ -209,17 +210,22 @@ def normalize_colors(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 * 2 - 1
 
 
-def grid_in_patches(pictures: Tensor, rows: int, columns: int) -> Grid:
+def grid_in_patches(pictures: Sequence[int], rows: int, columns: int) -> Grid:
     """Return (t, h, w) of pictures with this grid of tokens, in units of which 2 x 2 make a visual token.
 
+    Args:
+        pictures: The shape (T, 3, H, W) of the pictures.
+        rows: Rows of tokens.
+        columns: Columns of tokens.
+
     Raises:
-        InputError: The picture is so narrow that the published rule keeps none of it.
+        InputError: The pictures are so narrow that the published rule keeps none of them.
     """
+    steps, _, height, width = pictures
     if not rows or not columns:
-        height, width = pictures.shape[-2:]
         side = max(rows, columns)
         raise InputError(f"a picture of {width} x {height} pixels is too narrow for {side} x {side} tokens: crop it")
-    return len(pictures), rows * SPATIAL_MERGE_SIZE, columns * SPATIAL_MERGE_SIZE
+    return steps, rows * SPATIAL_MERGE_SIZE, columns * SPATIAL_MERGE_SIZE
 
 
 class CambrianPreprocessor(QwenVLPreprocessor):
@@ -244,15 +250,17 @@ class CambrianPreprocessor(QwenVLPreprocessor):
     def cut_patches(self, frames: UInt8[Tensor, "T 3 H W"]) -> tuple[UInt8[Tensor, "t pixels"], Int[Tensor, " 3"]]:
         pictures = frames[::TEMPORAL_PATCH_SIZE]
         height, width = pictures.shape[-2:]
-        return self.make_square(pictures), torch.tensor(grid_in_patches(pictures, *self.token_grid(height, width)))
+        kept = self.kept_grid(width, height, self.token_side)
+        return self.make_square(pictures), torch.tensor(grid_in_patches(pictures.shape, *kept))
 
     def make_square(self, pictures: UInt8[Tensor, "N 3 H W"]) -> UInt8[Tensor, "N pixels"]:
         """Return the vision encoder's pictures, in a row each."""
         return square_pictures(pictures, self.side)
 
-    def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return the rows and columns of tokens of a picture."""
-        return cambrian_grid(width, height, self.token_side)
+    @staticmethod
+    def kept_grid(width: int, height: int, side: int) -> tuple[int, int]:
+        """Return the rows and columns of tokens that a picture keeps of `side` x `side`."""
+        return cambrian_grid(width, height, side)
 
     def shown_window(self, height: int, width: int) -> Window:
         """See `Preprocessor`. The window is in pixels of which `token_side` are one of the image."""
@@ -428,6 +436,15 @@ class CambrianBackbone(Backbone):
     @property
     def row_token(self) -> Float[Tensor, " D"]:
         return self.vlm.model.image_newline
+
+    def frame_sizes(self, steps: int, height: int, width: int) -> FrameSizes:
+        """See `Backbone`. The connector sees all patches of the squares."""
+        config = self.vlm.config
+        kept = self.preprocessor_class.kept_grid(width, height, token_side(config, "miv_token_len"))
+        grid = grid_in_patches((steps, 3, height, width), *kept)
+        side = config.vision_config.image_size
+        patches = (side // self.patch_size) ** 2
+        return FrameSizes(grid, patches, patches, (steps, 3 * side**2))
 
     def blocks(self) -> list[nn.Module]:
         return [*self.decoder.layers, *self.vlm.model.vision_tower.encoder.layers]
@@ -831,7 +848,7 @@ class OfficialCambrian(SpatialVLM):
         side = config.vision_config.image_size
         tiles = best_tiles(width, height, side, config.anyres_max_subimages)
         rows, columns = (count * token_side(config, "si_token_len") for count in tiles)
-        grid = grid_in_patches(medium[None], *without_padding(width, height, rows, columns))
+        grid = grid_in_patches(medium[None].shape, *without_padding(width, height, rows, columns))
         return [
             whole,
             TiledImage(pixel_values=cut_tiles(medium, side, tiles), grid_thw=grid, kind="image", tiles=tiles),
@@ -845,7 +862,7 @@ class OfficialCambrian(SpatialVLM):
         height, width = pictures.shape[-2:]
         return PreparedScene(
             pixel_values=square_pictures(pictures, config.vision_config.image_size),
-            grid_thw=grid_in_patches(pictures, *cambrian_grid(width, height, side)),
+            grid_thw=grid_in_patches(pictures.shape, *cambrian_grid(width, height, side)),
             kind="image",
         )
 

@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.backbones.base import Backbone, FrameSizes
 from zoo.backbones.lora import stored_bytes
 from zoo.configuration import known_config
 from zoo.fusions.geothinker import Interaction
@@ -85,10 +86,10 @@ class BatchSizes:
     kind: MediaKind = "video"
     poses_in_prompt: bool = False
 
-    def grid(self, patch_size: int) -> tuple[int, int, int]:
-        """Return the grid (t, h, w) of each scene, in patches."""
+    def shown_to(self, backbone: Backbone) -> FrameSizes:
+        """Return how a backbone sees each scene."""
         steps = self.num_frames // (TEMPORAL_PATCH_SIZE if self.kind == "video" else 1)
-        return steps, self.height // patch_size, self.width // patch_size
+        return backbone.frame_sizes(steps, self.height, self.width)
 
 
 class StepCost(NamedTuple):
@@ -222,11 +223,12 @@ def teacher_networks(teacher: BaseTeacher | None) -> list[Any]:
 def sequence_sizes(model: SpatialVLM, batch: BatchSizes) -> tuple[int, int, int]:
     """Return the visual tokens of a scene, the number of sequences in a batch, and the tokens of each sequence."""
     backbone, extra = model.backbone, model.training_tokens
-    steps, height, width = grid = batch.grid(backbone.patch_size)
+    steps, height, width = grid = batch.shown_to(backbone).grid
     side = model.frame_rules.token_side(grid)
     visual = steps * extra.view_tokens(height // side, width // side) + (extra.at_end if batch.kind == "video" else 0)
     spans = steps if backbone.span_per_step or batch.kind == "image" else 1
-    prefix = SYSTEM + visual + spans * (1 if spans == 1 else 1 + SPAN)
+    has_marks = backbone.placeholders.vision_start is not None
+    prefix = SYSTEM + visual + has_marks * spans * (1 if spans == 1 else 1 + SPAN)
     prefix += CAMERAS + steps * POSE if batch.poses_in_prompt else 0
     together = batch.questions if backbone.packs_questions else 1
     if batch.tokens_per_sequence is not None:
@@ -255,8 +257,8 @@ class Blocks(NamedTuple):
 def blocks_of(task: VideoQATask, batch: BatchSizes) -> Iterator[Blocks]:
     """Yield the blocks of decoder, vision encoder, geometry encoder and teacher."""
     model, backbone = task.model, task.model.backbone
-    steps, height, width = batch.grid(backbone.patch_size)
-    patches = height * width
+    shown = batch.shown_to(backbone)
+    (steps, height, width), patches = shown.grid, shown.patches
     _, rows, length = sequence_sizes(model, batch)
     layers = set(backbone.decoder.modules())
     decoder = [block for block in backbone.blocks() if block in layers]
@@ -271,7 +273,7 @@ def blocks_of(task: VideoQATask, batch: BatchSizes) -> Iterator[Blocks]:
         networks.append((model.geometry, frames, trains(model.geometry)))
     for network, frames, has_gradient in networks:
         blocks = network.blocks() if hasattr(network, "blocks") else [*network.model.trunk.blocks]
-        views = steps * frames
+        views, patches = steps * frames, height * width
         yield Blocks(blocks, batch.scenes * views * patches, patches * (2 + views) // 3, has_gradient)
 
 
@@ -370,7 +372,7 @@ def interactions_of(task: VideoQATask, batch: BatchSizes) -> tuple[dict[nn.Modul
     model, fusion = task.model, task.model.fusion
     if fusion is None or not model.uses_geometry_tokens:
         return {}, 0, 0
-    steps, height, width = grid = batch.grid(model.backbone.patch_size)
+    steps, height, width = grid = batch.shown_to(model.backbone).grid
     side = model.frame_rules.token_side(grid)
     _, rows, _ = sequence_sizes(model, batch)
     layers = model.backbone.decoder.layers
@@ -413,9 +415,12 @@ def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointin
         for each in predictors(model)
         for layer in linear_layers(each)
     }
-    for layer in linear_layers(model):
-        if layer not in counted and layer is not head:
-            tokens = batch.scenes * of_targets.get(layer, visual_tokens)
+    shown = batch.shown_to(backbone)
+    of_connector = shown.grid[0] * shown.projected
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and layer not in counted and layer is not head:
+            each = of_connector if model.part_of(f"{name}.weight") == "connector" else visual_tokens
+            tokens = batch.scenes * of_targets.get(layer, each)
             forward, backward = linear_flops([layer], tokens)
             flops += forward + backward * trains(layer)
             forward_flops += forward
