@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -254,6 +254,29 @@ def test_training_starts_from_a_folder_of_cambrian_s(tmp_path: Path) -> None:
     export_model(task.model, tmp_path / "p")
     with pytest.raises(InputError, match="is a Cambrian-P: take --model.backbone PretrainedCambrianP"):
         SpatialVLM(PretrainedCambrianS(str(tmp_path / "p")))
+
+
+@pytest.mark.parametrize("prefix", ["model.vision_tower.", "model.vision_tower_aux_list.0."])
+def test_the_vision_encoder_may_be_that_of_siglip2(tmp_path: Path, prefix: str) -> None:
+    """Of a folder of Cambrian-P and of Cambrian-S. The control: without the option."""
+    built = tiny().model if prefix == "model.vision_tower." else SpatialVLM(TinyCambrianS(**SMALL))
+    export_model(built, tmp_path / "release")
+    tensors = load_file(tmp_path / "release/model.safetensors")
+    prefix += "vision_tower.vision_model."
+    vision = {name for name in tensors if name.startswith(prefix)}
+    (tmp_path / "siglip2").mkdir()
+    siglip = {name.replace(prefix, "vision_model."): 2 * tensors[name] for name in vision}
+    save_file(siglip, tmp_path / "siglip2/model.safetensors")
+    for folder, factor in ((str(tmp_path / "siglip2"), 2), (None, 1)):
+        loader = PretrainedCambrianP(
+            str(tmp_path / "release"), dtype="float32", vision_path=folder, supervises_marks=True
+        )
+        model = SpatialVLM(loader)
+        found = official_tensors(model)
+        assert len(vision) > 10 and model.backbone.preprocessor.supervises_marks
+        for name in vision:
+            own = name.replace(prefix, "model.vision_tower.vision_tower.vision_model.")
+            assert torch.equal(found[own], factor * tensors[name]), name
 
 
 def test_names_and_shapes_are_those_of_the_manifest() -> None:

@@ -479,7 +479,7 @@ POSE_SETTINGS = (
     "rec_camera_trunk_depth",
     "rec_camera_causal_attn",
 )
-RENAMED = {"mm_img_tok_num": "miv_token_len"}  # number of tokens of a frame, as Cambrian-S calls it
+FRAME_TOKENS, OF_CAMBRIAN_S = "mm_img_tok_num", "miv_token_len"  # number of tokens of a frame
 
 
 class PretrainedCambrianP(PretrainedCambrianS):
@@ -494,6 +494,8 @@ class PretrainedCambrianP(PretrainedCambrianS):
             in the published training.
         attn_implementation: The attention backend of transformers.
         dtype: Dtype of the weights.
+        supervises_marks: See `PretrainedCambrianS`.
+        vision_path: See `PretrainedCambrianS`.
     """
 
     title = backbone_title = "Cambrian-P"
@@ -504,7 +506,7 @@ class PretrainedCambrianP(PretrainedCambrianS):
         "unknown (their files were not seen; the code is Apache-2.0, with parts of VGGT under its license). Made of "
         "Cambrian-S-7B",
     )
-    fixed = FIXED
+    fixed, vision_prefixes = FIXED, (VISION, *PretrainedCambrianS.vision_prefixes)
     renamed = {**PretrainedCambrianS.renamed, VISION: "model.vision_tower."}
     skip = (REC,)
     released_objectives = (PosePrediction,)
@@ -530,26 +532,27 @@ class PretrainedCambrianP(PretrainedCambrianS):
         squares: Squares = "padded",
         attn_implementation: AttentionImplementation = "sdpa",
         dtype: DType = "bfloat16",
+        supervises_marks: bool = False,
+        vision_path: str | None = None,
     ):
-        super().__init__(path, attn_implementation, dtype)
+        super().__init__(path, attn_implementation, dtype, supervises_marks, vision_path)
         self.squares: Squares = squares
 
     @classmethod
     def reads(cls, config: Mapping[str, Any], names: Any = ()) -> bool:
         """See `BackboneLoader`. Other models of this family have no fixed number of tokens per frame."""
-        return config.get("model_type") == cls.family and "mm_img_tok_num" in config
+        return config.get("model_type") == cls.family and FRAME_TOKENS in config
 
     @classmethod
     def read_config(cls, settings: Mapping[str, Any], source: str = "the config") -> Any:
         """See `PretrainedCambrianS`."""
-        return super().read_config({RENAMED.get(name, name): value for name, value in settings.items()}, source)
+        return super().read_config(_renamed(settings, FRAME_TOKENS, OF_CAMBRIAN_S), source)
 
     @classmethod
     def written_config(cls, config: Any) -> dict[str, Any]:
         written = super().written_config(config)
         del written["si_token_len"]
-        official = {ours: theirs for theirs, ours in RENAMED.items()}
-        return {official.get(name, name): value for name, value in written.items()}
+        return _renamed(written, OF_CAMBRIAN_S, FRAME_TOKENS)
 
     @classmethod
     def released_parts(cls, path: str) -> dict[str, Any]:
@@ -578,25 +581,33 @@ class PretrainedCambrianP(PretrainedCambrianS):
     @classmethod
     def layout_of(cls, model: SpatialVLM) -> Layout | None:
         plain = super().layout_of(model)
-        has_head = any(isinstance(each, PosePrediction) for each in model.objectives.values())
-        return LAYOUT if plain is not None and has_head else plain
+        return LAYOUT if plain is not None and _objective_of(model) else plain
 
     @classmethod
     def whole_config(cls, model: SpatialVLM, stock: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-        if "mm_img_tok_num" not in stock:  # a Cambrian-S, of which it was made
+        if FRAME_TOKENS not in stock:  # a Cambrian-S, of which it was made
             headings = {name: stock[name] for name in ("model_type", "architectures")}
             stock = cls.written_config(model.backbone.vlm.config) | headings
-        for own in model.objectives.values():
-            if isinstance(own, PosePrediction):
-                sizes = zip(POSE_SETTINGS, (True, True, own.dim, own.trunk_depth, own.causal), strict=True)
-                kept = {name: source[name] for name in cls.config_keys if name in source}
-                return stock | {name: values[0] for name, values in POSE_FIXED.items()} | kept | dict(sizes)
-        return stock
+        if (own := _objective_of(model)) is None:
+            return stock
+        sizes = zip(POSE_SETTINGS, (True, True, own.dim, own.trunk_depth, own.causal), strict=True)
+        kept = {name: source[name] for name in cls.config_keys if name in source}
+        return stock | {name: values[0] for name, values in POSE_FIXED.items()} | kept | dict(sizes)
 
 
-def pose_prediction(settings: Mapping[str, Any]) -> PosePrediction:
+def _objective_of(model: SpatialVLM) -> PosePrediction | None:
+    """Return the objective with the pose head."""
+    return next((each for each in model.objectives.values() if isinstance(each, PosePrediction)), None)
+
+
+def _renamed(settings: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if name == old else name: value for name, value in settings.items()}
+
+
+def pose_prediction(settings: Mapping[str, Any], token: PoseTokens = "always") -> PosePrediction:
     """Return the objective with the sizes and the loss that a config.json states."""
     return PosePrediction(
+        token=token,
         kind=settings.get("rec_camera_loss_type", "l1"),
         align_scale=settings.get("use_scale_alignment", False),
         rescale="prediction" if settings.get("rescale_pred_not_gt") else "target",
@@ -687,9 +698,7 @@ class OfficialCambrianP(OfficialCambrian):
             padded: Whether frames are padded to squares, or stretched as in the published training.
         """
         with self._shows(camera_tokens, "padded" if padded else "stretched"):
-            batch = self._batch(ids, media)
-            assert batch.sequences is not None
-            decoded = self.hidden_states(self.encode_scenes(batch), batch.sequences)
+            decoded = self.hidden_states(*self._encoded(ids, media))
         logits = self.backbone.lm_head(decoded.last_hidden_state)[0]
         if not camera_tokens:
             return States(logits, None)
@@ -708,7 +717,7 @@ class OfficialCambrianP(OfficialCambrian):
             self.train(before[0])
             self.squares = before[1]
 
-    def _scene(self, medium: Tensor, *, alone: bool) -> PreparedScene:
+    def _scene(self, medium: Tensor) -> PreparedScene:
         if medium.ndim == 3:
             raise InputError("Cambrian-P sees videos alone: show a picture as a video of one frame")
         config = self.backbone.vlm.config
@@ -736,8 +745,7 @@ def load_cambrian_p(config: dict[str, Any], state_dict: Tensors) -> OfficialCamb
     objectives: list[Objective] = []
     if has_head:
         refuse_others(config, POSE_FIXED)
-        own = pose_prediction(config)
-        own.token_in_training_only = True
+        own = pose_prediction(config, token="training")
         objectives.append(own)
     empty = EmptyBackbone(kind, kind.read_config(config), first_tensor(state_dict).dtype)
     model = OfficialCambrianP(empty, objectives=objectives)

@@ -55,8 +55,9 @@ from zoo.encodings.base import EncodedCameras, HeadLayout
 from zoo.errors import InputError
 from zoo.model import SpatialVLM
 from zoo.published.release import refuse_others
+from zoo.scene_encoding import EncodedScene
 from zoo.seed import resolve_seed
-from zoo.sequences.batch import Batch
+from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, Placeholders
 from zoo.sequences.loaded_scene import Grid, PreparedScene, VisionInputs, VisionRules
 from zoo.sequences.packing import IGNORED
@@ -659,6 +660,7 @@ class PretrainedCambrianS(PretrainedBackbone):
         "unknown (their files were not seen; the code is Apache-2.0). Made of SigLIP2-so400m and Qwen2.5-Instruct",
     )
     fixed: ClassVar[Mapping[str, tuple[Any, ...]]] = FIXED
+    vision_prefixes: ClassVar[tuple[str, ...]] = (VISION,)
     renamed = {
         VISION: "model.vision_tower.",
         "model.mm_projector.0.": "model.multi_modal_projector.linear_1.",
@@ -691,7 +693,8 @@ class PretrainedCambrianS(PretrainedBackbone):
         own = super().tensors
         if self.vision_path is None:
             return own
-        return WithVision(own, find_tensors(self.vision_path, SIGLIP2, "--model.backbone.vision_path"))
+        siglip = find_tensors(self.vision_path, SIGLIP2, "--model.backbone.vision_path")
+        return WithVision(own, siglip, self.vision_prefixes)
 
     @classmethod
     def read_config(cls, settings: Mapping[str, Any], source: str = "the config") -> LlavaNextConfig:
@@ -749,21 +752,24 @@ class PretrainedCambrianS(PretrainedBackbone):
 
 
 class WithVision(LazyTensors):
-    """The tensors of a Cambrian-S with SigLIP2's in place of its vision encoder's.
+    """The tensors of a released model with SigLIP2's in place of its vision encoder's.
 
     Args:
         tensors: Tensors by official names.
         siglip: SigLIP2's tensors.
+        prefixes: Each may begin the official names of the vision encoder.
     """
 
-    def __init__(self, tensors: Tensors, siglip: Tensors) -> None:
-        self.tensors, self.siglip = tensors, siglip
+    def __init__(self, tensors: Tensors, siglip: Tensors, prefixes: tuple[str, ...]) -> None:
+        self.tensors, self.siglip, self.prefixes = tensors, siglip, prefixes
 
     @cached_property
     def names(self) -> dict[str, tuple[Tensors, str]]:  # type: ignore[override]
         """For each tensor where it is read, and its name there."""
-        own = {name: (self.tensors, name) for name in self.tensors if not name.startswith(VISION)}
-        replaced = ((name, f"{SIGLIP2_VISION}{name.removeprefix(VISION)}") for name in self.tensors)
+        own = {name: (self.tensors, name) for name in self.tensors if not name.startswith(self.prefixes)}
+        replaced = (
+            (name, f"{SIGLIP2_VISION}{name.removeprefix(prefix)}") for prefix in self.prefixes for name in self.tensors
+        )
         return own | {name: (self.siglip, other) for name, other in replaced if other in self.siglip}
 
     @property
@@ -791,17 +797,13 @@ class OfficialCambrian(SpatialVLM):
         self, ids: Int[Tensor, " L"], media: Sequence[UInt8[Tensor, "... 3 _H _W"]], *, camera_tokens: bool = False
     ) -> Float[Tensor, "M D"]:
         """Return the inputs of the decoder."""
-        batch = self._batch(ids, media)
-        assert batch.sequences is not None
-        return self.decoder_inputs(self.encode_scenes(batch), batch.sequences)["inputs_embeds"][0]
+        return self.decoder_inputs(*self._encoded(ids, media))["inputs_embeds"][0]
 
     def logits_of(
         self, ids: Int[Tensor, " L"], media: Sequence[UInt8[Tensor, "... 3 _H _W"]], *, camera_tokens: bool = False
     ) -> Float[Tensor, "M vocabulary"]:
         """Return the logits of all tokens."""
-        batch = self._batch(ids, media)
-        assert batch.sequences is not None
-        decoded = self.hidden_states(self.encode_scenes(batch), batch.sequences)
+        decoded = self.hidden_states(*self._encoded(ids, media))
         return self.backbone.lm_head(decoded.last_hidden_state)[0]
 
     @torch.no_grad()
@@ -822,12 +824,14 @@ class OfficialCambrian(SpatialVLM):
         (reply,) = answer_prompts(self, self.encode_scenes(batch), batch.prompts, max_new_tokens)
         return reply.ids
 
-    def _batch(self, ids: Tensor, media: Sequence[Tensor]) -> Batch:
-        """Return a batch of one sequence."""
+    def _encoded(self, ids: Tensor, media: Sequence[Tensor]) -> tuple[list[EncodedScene], Sequences]:
+        """Return the encoded videos and images, and a batch of one sequence."""
         whole, scenes = self._shown(ids, media)
         row = torch.tensor([whole])
         made = self.sequence_builder.build(row, torch.ones_like(row, dtype=torch.bool), scenes, [range(len(scenes))])
-        return Batch(scenes, vision_inputs(scenes), made).to(self.backbone.device)
+        batch = Batch(scenes, vision_inputs(scenes), made).to(self.backbone.device)
+        assert batch.sequences is not None
+        return self.encode_scenes(batch), batch.sequences
 
     def _shown(self, ids: Tensor, media: Sequence[Tensor]) -> tuple[list[int], list[PreparedScene]]:
         """Return the ids with one placeholder per visual token, and the videos and images."""
@@ -841,7 +845,7 @@ class OfficialCambrian(SpatialVLM):
 
     def _scenes(self, medium: Tensor, *, alone: bool) -> list[PreparedScene]:
         """Return a video, or an image, which is followed by its tiles if it is alone."""
-        whole = self._scene(medium, alone=alone)
+        whole = self._scene(medium)
         if medium.ndim == 4 or not alone:
             return [whole]
         config, (height, width) = self.backbone.vlm.config, medium.shape[-2:]
@@ -854,7 +858,7 @@ class OfficialCambrian(SpatialVLM):
             TiledImage(pixel_values=cut_tiles(medium, side, tiles), grid_thw=grid, kind="image", tiles=tiles),
         ]
 
-    def _scene(self, medium: Tensor, *, alone: bool) -> PreparedScene:
+    def _scene(self, medium: Tensor) -> PreparedScene:
         """Return a video or an image as squares."""
         config, is_still = self.backbone.vlm.config, medium.ndim == 3
         pictures = medium[None] if is_still else medium
