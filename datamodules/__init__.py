@@ -21,8 +21,8 @@ __getattr__, __all__ = lazy_exports(
         ],
         "samplers": [
             *("Consecutive", "DatasetDepth", "Duplicate", "FramePairing", "FrameRateSampler", "FrameSampler"),
-            *("Neighbor", "OffsetNeighbor", "PointSource", "PoseFarthestSampler", "PosePlaneSampler"),
-            *("PredictedPoints", "RandomSampler", "RandomSteps", "SceneView", "SelectedFrames"),
+            *("JitteredSampler", "Neighbor", "OffsetNeighbor", "PointSource", "PoseFarthestSampler"),
+            *("PosePlaneSampler", "PredictedPoints", "RandomSampler", "RandomSteps", "SceneView", "SelectedFrames"),
             *("SpaceAwareSampler", "UniformSampler"),
         ],
         "sources": [

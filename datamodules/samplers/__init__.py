@@ -20,4 +20,10 @@ from datamodules.samplers.space_aware import (
     maximum_coverage,
     voxelize,
 )
-from datamodules.samplers.uniform import FrameRateSampler, RandomSampler, RandomSteps, UniformSampler
+from datamodules.samplers.uniform import (
+    FrameRateSampler,
+    JitteredSampler,
+    RandomSampler,
+    RandomSteps,
+    UniformSampler,
+)

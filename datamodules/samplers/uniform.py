@@ -1,4 +1,4 @@
-"""Frames at even steps, by the rounding rules of published code, and random frames or steps for training."""
+"""Frames at even steps, by the rounding rules of published code, and frames or steps drawn at random for training."""
 
 from __future__ import annotations
 
@@ -112,6 +112,46 @@ class RandomSampler(FrameSampler):
         draw = random.Random(f"{self.seed}/{scene.epoch}/{scene.video.path.name}")
         edges = [round(i * total / n) for i in range(n + 1)]
         return [draw.randrange(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+class JitteredSampler(FrameSampler):
+    """Frames at even steps, each moved by a random number of frames, drawn anew in every epoch.
+
+    Cambrian-P trains on questions so (arXiv 2605.22819). The order is kept: no frame moves to the place of the next one
+    or before the previous one's. The draw depends only on the seed, the epoch and the video's name.
+
+    Args:
+        share: Largest movement, as a share of the video's frames.
+        seed: Seed of the draw. null uses the run's seed.
+        candidates: Number of candidates at even steps. null uses all frames.
+    """
+
+    def __init__(self, share: float = 0.005, seed: int | None = None, candidates: int | None = None) -> None:
+        if not 0 <= share < 1:
+            raise InputError(f"JitteredSampler: share {share}: give a number from 0 to below 1")
+        self.share, self.seed, self.candidates = share, resolve_seed(seed), candidates
+
+    @property
+    def varies_by_epoch(self) -> bool:
+        """See `FrameSampler`."""
+        return True
+
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        """Choose indices at even steps, and move them."""
+        draw = random.Random(f"{self.seed}/{scene.epoch}/{scene.video.path.name}")
+        return jittered(len(scene.pool), n, self.share, draw)
+
+
+def jittered(total: int, n: int, share: float, draw: random.Random) -> list[int]:
+    """Choose n of `total` frames near even steps. All frames if there are not more."""
+    if total <= n:
+        return list(range(total))
+    even, most = even_steps(total, n), int(share * total)
+    chosen = [0]  # which bounds the first one
+    for frame, following in zip(even, [*even[1:], total], strict=True):
+        moved = min(frame + draw.randint(-most, most), following - 1)
+        chosen.append(max(moved, chosen[-1]))
+    return chosen[1:]
 
 
 class RandomSteps(FrameSampler):

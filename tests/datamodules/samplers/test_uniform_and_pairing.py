@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from datamodules.samplers import (
     FramePairing,
     FrameRateSampler,
     FrameSampler,
+    JitteredSampler,
     Neighbor,
     OffsetNeighbor,
     RandomSampler,
@@ -22,11 +24,12 @@ from datamodules.samplers import (
     UniformSampler,
 )
 from datamodules.samplers.base import seconds_per_grid
+from datamodules.samplers.uniform import jittered
 from datamodules.video import Video
 from zoo.errors import InputError
 
 TABLES = json.loads((Path(__file__).parents[2] / "golden/preprocess/tables.json").read_text())
-TABLES_OF_RATES = Path(__file__).parents[2] / "golden/cambrian_s/text/frames.json"
+GOLDEN_TEXT = Path(__file__).parents[2] / "golden/cambrian_s/text"
 pytestmark = pytest.mark.filterwarnings("ignore:.*frames to choose from")
 RULES = ["qwen_vl_utils", "linspace_floor", "floor_128"]
 
@@ -56,7 +59,7 @@ def test_golden_indices_of_inference_training_and_candidates() -> None:
 
 
 def test_golden_indices_at_a_rate_and_the_most_frames_at_even_steps() -> None:
-    rows = json.loads((TABLES_OF_RATES).read_text())["whole"]
+    rows = json.loads((GOLDEN_TEXT / "frames.json").read_text())["whole"]
     for row in rows:
         view, most = clip(row["frames"], rate=row["rate"]), row["video_max_frames"]
         sampler = UniformSampler("linspace_floor") if row["video_force_sample"] else FrameRateSampler(row["video_fps"])
@@ -116,6 +119,28 @@ def test_random_frames_are_one_of_each_stretch_anew_each_epoch_seed_and_video() 
     assert all(sampler(scene, 8) != first for sampler, scene in others)
     with pytest.warns(UserWarning, match="clip: only 3 frames"):
         assert RandomSampler()(clip(3), 6) == [0, 1, 2, 2, 2, 2]
+
+
+def test_moved_frames_are_those_of_the_published_training() -> None:
+    """The control: without the bound by the next frame the second case differs."""
+    cases = json.loads((GOLDEN_TEXT / "pose_model.json").read_text())["training_frames"]
+    cases = [each for each in cases if each["mode"] == "unified"]
+    for each in cases:
+        draw = random.Random(each["python_random_seed"])
+        assert jittered(each["frames"], each["num_frames"], each["sample_jitter"], draw) == each["indices"]
+    assert len(cases) == 2
+
+
+def test_frames_are_moved_anew_each_epoch_by_a_share_of_the_video() -> None:
+    even, first = UniformSampler("linspace_floor")(clip(500), 16), JitteredSampler()(clip(500), 16)
+    assert JitteredSampler()(clip(500), 16) == first != even and sorted(first) == first
+    assert all(abs(own - frame) <= 2 for own, frame in zip(first, even, strict=True))
+    assert any(abs(own - frame) > 2 for own, frame in zip(JitteredSampler(0.02)(clip(500), 16), even, strict=True))
+    assert JitteredSampler()(clip(500, 1), 16) != first != JitteredSampler(seed=1)(clip(500), 16)
+    assert JitteredSampler(0)(clip(500), 16) == even and JitteredSampler().varies_by_epoch
+    assert set(JitteredSampler(candidates=20)(clip(500), 16)) <= set(UniformSampler("linspace_floor")(clip(500), 20))
+    with pytest.raises(InputError, match="share 1: give a number from 0 to below 1"):
+        JitteredSampler(1)
 
 
 # ---- pairs of frames
