@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from timings import attention, da3, evaluate, grpo, lmms_eval, loading, training, trunks
+from timings import attention, cambrian, da3, evaluate, grpo, lmms_eval, loading, training, trunks
 from timings.gpu import __main__ as gpu
 from timings.gpu import checks
 from timings.measure import in_a_process
@@ -104,6 +104,16 @@ def test_evaluate_compares_equal_answers(run: Run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(evaluate.WAYS, "shared", lambda *given: [ids[::-1] + [0] for ids in shared(*given)])
     with pytest.raises(SystemExit, match="3 of 3 answers differ"):
         run(evaluate, *words)
+
+
+@pytest.mark.slow
+def test_cambrian_compares_equal_losses_and_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--size", "tiny", "--questions", "2", *FRAMES, "--device", "cpu")
+    said = run(cambrian, *words)
+    assert [said.count(f"| {name} ") for name in ("step", "evaluation")] == [2, 2]
+    monkeypatch.setattr(cambrian, "normalize_colors", lambda pixels: pixels.float() / 255)  # the peer's
+    with pytest.raises(SystemExit, match="step: the results differ"):
+        run(cambrian, *words)
 
 
 @pytest.mark.slow
