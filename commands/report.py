@@ -2,7 +2,7 @@
 
     python main.py report runs/*
     python main.py report runs/* --output report.html
-    python main.py report studies/panels.yaml --baseline PRoPE
+    python main.py report studies/turn.yaml --baseline PRoPE
 
 Rows are settings: runs that differ in the seed alone are one row, with the mean and the range over seeds. Columns are
 the benchmark's question types, their means over types (macro) and over questions (micro), and the difference from the

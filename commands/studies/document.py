@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -180,11 +180,14 @@ class Document:
         }
         return " ".join(f"{what}: {'; '.join(labels)}." for what, labels in groups.items() if labels)
 
-    def test_table(self) -> pd.DataFrame:
-        """Return the table of further tests: the score of each, and its change against the model's own test."""
+    def test_table(self, without: Container[tuple[str, str]] = ()) -> pd.DataFrame:
+        """Return the table of further tests: the score of each, and its change against the model's own test.
+
+        Settings with a test that are in `without` are left out.
+        """
         rows = []
         for name, setting in self.study.settings.items():
-            for test in setting.tests:
+            for test in (each for each in setting.tests if (name, each) not in without):
                 texts = []
                 for column in self.study.columns:
                     cell = Cell(name, column, test)
@@ -356,7 +359,9 @@ class Document:
         if self.curves:
             shown = "learning curves: the score of validation scenes by step, a line per seed"
             parts.append(f"![{shown}]({_curves_of(plot)})")
-        if not (further := self.test_table()).empty:
+        told = [cell for each in study.compare if each.baseline is None for cell, _ in self.pairs(each)]
+        compared = {(cell.setting, cell.test) for cell in told} if len(study.columns) == 1 else set()
+        if not (further := self.test_table(compared)).empty:  # a comparison has the same numbers and more
             parts += ["## Further tests of the trained models", _markdown(further)]
         if not (responses := self.response_table()).empty:
             parts += ["## Responses", _markdown(responses)]
