@@ -34,10 +34,11 @@ def test_a_checkpoint_identifies_its_run(run: Run, tmp_path: Path) -> None:
         run("test", "--config", "prope.yaml", "--ckpt_path", checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "last", "best"),
     [
-        pytest.param(["--checkpoint.every_n_train_steps", "2"], 3, None, marks=pytest.mark.slow),
+        (["--checkpoint.every_n_train_steps", "2"], 3, None),
         (
             ["--trainer.val_check_interval", "1", "--checkpoint.monitor", "val/all/micro", "--checkpoint.mode", "min"],
             3,
@@ -66,6 +67,7 @@ def test_last_is_the_newest_state_with_every_schedule(
         assert torch.load(saved / "best.ckpt", weights_only=True)["global_step"] == best
 
 
+@pytest.mark.slow
 def test_a_job_that_is_started_again_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--config", "qwen25_vl.yaml", "--trainer.default_root_dir", "job", "--trainer.limit_val_batches", "0"]
     words += ["--trainer.max_steps"]

@@ -66,6 +66,7 @@ def test_a_fit_that_fails_before_its_first_step_leaves_no_folder(run: Run, monke
     assert not runs()
 
 
+@pytest.mark.slow
 def test_a_test_says_first_that_a_newer_training_failed(
     run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,6 +86,7 @@ def test_a_test_says_first_that_a_newer_training_failed(
         assert (said in caplog.text) is not retrained
 
 
+@pytest.mark.slow
 def test_a_score_that_is_not_logged_and_an_absent_logger_are_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +110,7 @@ def test_a_folder_is_no_checkpoint(run: Run, trained: Trained, tmp_path: Path) -
         run(*QWEN, "--ckpt_path", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     save, limits = Trainer.save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
 

@@ -73,6 +73,7 @@ def red_kitchen(realdata: Path, root: Path, name: str = "redkitchen", spoil=lamb
     return root
 
 
+@pytest.mark.slow
 def test_a_posed_scene_under_a_camera_encoding(realdata: Path, tmp_path: Path, test_command) -> None:
     def stretch(poses: torch.Tensor) -> torch.Tensor:
         poses = poses.clone()

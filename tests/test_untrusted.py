@@ -63,6 +63,7 @@ def test_the_aliases_of_a_config_are_not_expanded(run: Run, trained: Trained, tm
     check_class_paths({"pattern": "*.mp4", "text": "a & b *c"})  # no aliases
 
 
+@pytest.mark.slow
 def test_no_command_runs_the_code_of_a_checkpoint(run: Run, trained: Trained, rooms_root: Path) -> None:
     folder = trained()
     checkpoint = folder / "checkpoints/last.ckpt"

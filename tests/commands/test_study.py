@@ -437,6 +437,7 @@ def test_options_are_parsed_before_the_first_training(
     assert "\n" not in str(error.value) and not calls() and not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_right_options_are_parsed_without_a_word(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test before this one."""
     monkeypatch.setattr("commands.studies.execution.check_commands", check_commands)
