@@ -208,6 +208,13 @@ def test_camera_tokens_are_in_tests_or_in_training_alone() -> None:
     assert torch.equal(losses[0]["loss"], losses[1]["loss"])
 
 
+def test_the_default_head_is_small_beside_a_tiny_backbone_alone() -> None:
+    with torch.device("meta"):
+        backbones = (None, TinyCambrianP(**SMALL), PretrainedCambrianP("nyu-visionx/Cambrian-P-7B"))
+        heads = [CambrianP(each).model.objectives["PosePrediction"].head for each in backbones]
+    assert [head.projector.out_features for head in heads] == [64, 64, 2048]
+
+
 # ---- Released folders ------------------------------------------------------------------------------------------------
 
 

@@ -434,16 +434,18 @@ class CambrianP(VideoQATask):
 
     Args:
         backbone: The video-language model. The default is tiny and randomly initialized.
-        objectives: The training losses. The default adds `PosePrediction`, which is small for the tiny backbone.
+        objectives: The training losses. The default adds `PosePrediction`, which is small for a tiny backbone.
         parts: The other arguments of `VideoQATask`.
     """
 
     def __init__(
         self, backbone: BackboneLoader | None = None, objectives: list[Objective] | None = None, **parts: Any
     ) -> None:
+        backbone = backbone or TinyCambrianP()
         if objectives is None:
-            objectives = [PosePrediction(dim=64, trunk_depth=2) if backbone is None else PosePrediction()]
-        super().__init__(backbone=backbone or TinyCambrianP(), objectives=objectives, **parts)
+            is_tiny = isinstance(backbone, TinyCambrianP)
+            objectives = [PosePrediction(dim=64, trunk_depth=2) if is_tiny else PosePrediction()]
+        super().__init__(backbone=backbone, objectives=objectives, **parts)
 
 
 # ---- The published folders -------------------------------------------------------------------------------------------
