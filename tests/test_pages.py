@@ -37,6 +37,7 @@ import datamodules
 import main
 import zoo
 import zoo.benchmarks
+from commands.cli import check_options
 from commands.main import LIGHTNING
 from commands.studies.protocols import protocol_study
 from tests.cli import Run
@@ -57,12 +58,14 @@ FENCED = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL
 
 
 def commands(page: Path) -> list[str]:
-    """The commands of this project in the code blocks of a page, with the shell variables that the page sets."""
+    """The commands of this project in the code blocks and tables of a page, with the page's shell variables."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     text = FENCED.sub(lambda block: indent(block[2], "    ") if block[1] in ("sh", "bash", "") else "", text)
     lines = re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)
+    rows = re.findall(r"^\|.*$", text, re.MULTILINE)
+    lines += [cell for row in rows for cell in re.findall(r"`((?:\$[A-Z]+|python main\.py) [^`]*)`", row)]
     for name, meaning in re.findall(r'^ {4}(\w+)="([^"]*)"', text, re.MULTILINE):
-        lines = [line.replace(f"${name}", meaning) for line in lines]
+        lines = [re.sub(rf"\${name}\b", lambda _, meaning=meaning: meaning, line) for line in lines]
     lines = [re.sub(r"^sbatch \S+\.sbatch", "python main.py fit", line) for line in lines]
     return [line.removeprefix("python main.py ") for line in lines if line.startswith("python main.py ")]
 
@@ -111,26 +114,28 @@ def test_the_page_of_files_shows_the_docstrings_that_describe_them() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_options_of_every_command_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings and tests print their config. To others an option without a meaning is given, as the only error."""
+    """Trainings and tests are parsed. To others an option without a meaning is given, as the only error."""
     monkeypatch.chdir(tmp_path)
     pages = [page for page in PAGES if page not in IN_ORDER and page.parent.name != "tutorials"]  # these are run below
     found = {command for page in pages for command in commands(page) if not re.search(r"[<>]|\.\.\.", command)}
     failed = []
     for command in sorted(found):
         words = shlex.split(re.sub(r"--[\w.]+ runs/\S+", "", command), comments=True)  # a run that a reader has
-        if words[0] not in LIGHTNING:
-            words += ["--no_such_option", "1"]
-        elif "--print_config" not in words:
-            words += ["--print_config"]
         if words[0] in LIGHTNING and not re.search(r"--config (?!protocol)", command):
             words[1:1] = ["--config", "prope.yaml"]  # in place of the newest run
-        monkeypatch.setattr(sys, "argv", ["main.py", *words])
-        with pytest.raises(SystemExit) as end:
-            main.main()
+        error: Any = 0
+        try:
+            if words[0] in LIGHTNING:
+                check_options(words[0], {"": [word for word in words[1:] if word != "--print_config"]})
+            else:
+                monkeypatch.setattr(sys, "argv", ["main.py", *words, "--no_such_option", "1"])
+                main.main()
+        except (InputError, SystemExit) as end:
+            error = end
         # a reader has his own clips and modules; doctor counts the option as its problem
         own = "no_such_option|1 problem: see above|no such video|can't be imported: there is no"
-        if end.value.code != 0 and not re.search(own, str(end.value.code)):
-            failed.append(f"{command}\n    {end.value.code}")
+        if error and not re.search(own, str(error)):
+            failed.append(f"{command}\n    {error}")
     assert len(found) > 20 and not failed, "\n".join(failed)
 
 

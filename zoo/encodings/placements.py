@@ -300,14 +300,15 @@ class FrequencyRange(ChannelPlacement):
 class AlternateAxes(Placement):
     """Placements that alternate cyclically over the layers with the encoding.
 
-    With `LowFrequencies` of the sections w and h, the camera shares channels with x in one layer and y in the next.
-
     Args:
-        placements: Two or more placements.
+        placements: Two or more placements. The default is `LowFrequencies` of the sections w and h: the camera shares
+            channels with x in one layer and with y in the next.
     """
 
-    def __init__(self, placements: list[Placement]) -> None:
+    def __init__(self, placements: list[Placement] | None = None) -> None:
         super().__init__()
+        if placements is None:
+            placements = [LowFrequencies(section="w"), LowFrequencies(section="h")]
         if len(placements) < 2:
             raise InputError(f"AlternateAxes requires at least two placements, got {len(placements)}")
         self.each = tuple(placements)
