@@ -79,8 +79,8 @@ def alone(model: VideoQATask, *scenes: LoadedScene) -> Learned:
 
 @pytest.mark.parametrize(("name", "family"), MODELS_AND_FAMILIES)
 def test_loss_and_gradients_equal_one_question_per_row(name: str, family: str) -> None:
-    """Scenes, questions and answers have different lengths."""
-    model, scenes = tiny_model(name, family=family).train(), two_scenes(family)
+    """Scenes, questions and answers have different lengths; float32 alone comes near 1e-5 on some processors."""
+    model, scenes = tiny_model(name, family=family).train().double(), two_scenes(family)
     bound = 1e-4 if family == "Qwen3.5" else 1e-5  # chunks of the delta rule begin elsewhere
     assert difference(packed(model, *scenes), a_row_each(model, *scenes)) < bound
 
