@@ -88,7 +88,7 @@ def test_loss_and_gradients_equal_one_question_per_row(name: str, family: str) -
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["plain", "PRoPE on ConcatSplitFusion"])
 def test_loss_and_gradients_are_those_of_each_question_alone(name: str, implementation: str) -> None:
-    model = tiny_model(name, implementation=implementation).train()
+    model = tiny_model(name, implementation=implementation).train().double()
     assert difference(packed(model, *SCENES), alone(model, *SCENES)) < 1e-5
 
 
@@ -97,7 +97,8 @@ def test_loss_and_gradients_are_those_of_each_question_alone(name: str, implemen
 def test_flex_attention_by_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs uncompiled on the CPU, where torch refuses gradients although the uncompiled ones exist."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
-    model, reference = tiny_model(name, implementation="flex_attention").train(), tiny_model(name).train()
+    model = tiny_model(name, implementation="flex_attention").train().double()
+    reference = tiny_model(name).train().double()
     backbone = model.model.backbone
     assert backbone.supports_custom_mask and backbone.vlm.config.vision_config._attn_implementation == "sdpa"
     with torch.compiler.set_stance("force_eager"):
@@ -129,8 +130,8 @@ def test_block_mask_equals_the_dense_mask(is_gpu: bool, monkeypatch: pytest.Monk
 
 
 def test_gradient_checkpointing_keeps_the_mask() -> None:
-    expected = a_row_each(tiny_model("PRoPE, ChannelRange").train(), *SCENES)
-    model = tiny_model("PRoPE, ChannelRange", gradient_checkpointing=True).train()
+    expected = a_row_each(tiny_model("PRoPE, ChannelRange").train().double(), *SCENES)
+    model = tiny_model("PRoPE, ChannelRange", gradient_checkpointing=True).train().double()
     assert difference(packed(model, *SCENES), expected) < 1e-5
 
 
