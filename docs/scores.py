@@ -76,6 +76,8 @@ CLAIMS = [
     Claim("The camera token alone?", "encodings", Cell("camera token alone", ""), Cell("images alone", "")),
     Claim("A loss on held-out views, as tokens?", "held_out_views", Cell("with tokens", ""), Cell("PRoPE", "")),
     Claim("A loss on held-out views, as pixels?", "held_out_views", Cell("with pixels", ""), Cell("PRoPE", "")),
+    Claim("Predict poses instead of reading them?", "pose_supervision", Cell("supervision", ""), Cell("attention", "")),
+    Claim("Predict poses as well?", "pose_supervision", Cell("both", ""), Cell("attention", "")),
     Claim("May different views be merged?", "merged_views", Cell("merged", ""), Cell("each frame with itself", "")),
     Claim("The T section?", "placements", Cell("PRoPE, T section", ""), Cell("PRoPE", "")),
     Claim("Values, VO-RoPE?", "placements", Cell("PRoPE, vo", ""), Cell("PRoPE, qk", "")),
